@@ -1,0 +1,98 @@
+"""Async generators that nobody finishes.
+
+    async for line in lines():
+        break                  # lines() is left in the middle, perhaps inside a `finally` that must wait
+
+A generator left like that is found by the garbage collector, which can't wait. So the interpreter offers two hooks:
+one when an async generator is first iterated, one when it is about to be collected. The second puts it on a list, and
+the kernel runs `aclose()` in a task of its own at the next pass. Nobody awaits that task, so it must not linger: it
+runs in a cancelled scope, in which every cancel point raises.
+
+When the run ends, generators that are still alive are closed in the order in which they were first iterated: the
+outer one of a nest came first, and closing it closes those it iterates over, as leaving nested blocks would.
+
+What does not work: context variables and scopes of the code that iterated are not those in which the rest of the
+generator runs. Finishing generators yourself, with `contextlib.aclosing`, has none of these problems; a
+`ResourceWarning` says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from .scopes import CancelScope
+from .task import name_of
+
+if TYPE_CHECKING:
+    from .loop import Kernel
+
+__all__ = ["AsyncGenerators"]
+
+AsyncGen = AsyncGenerator[Any, Any]
+
+
+class AsyncGenerators:
+    """The async generators of one run, and the interpreter's hooks while it lasts."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._alive: weakref.WeakKeyDictionary[AsyncGen, int] = weakref.WeakKeyDictionary()
+        self._seen = 0
+        # Filled from the garbage collector, at any moment and in any thread: a deque, whose append is one atomic step.
+        self.orphans: deque[AsyncGen] = deque()
+        self._hooks: Any = None
+
+    def install(self) -> None:
+        self._hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=self._first_iterated, finalizer=self.orphans.append)
+
+    def restore(self) -> None:
+        sys.set_asyncgen_hooks(*self._hooks)
+
+    def _first_iterated(self, agen: AsyncGen) -> None:
+        self._alive[agen] = self._seen
+        self._seen += 1
+
+    def close_orphans(self) -> None:
+        """Start a task for each abandoned generator. Called by the loop between steps."""
+        nursery = self._kernel.system_nursery
+        while self.orphans:
+            agen = self.orphans.popleft()
+            self._alive.pop(agen, None)
+            if nursery is None or nursery._state != "open":
+                warnings.warn(
+                    f"async generator {name_of(agen)!r} was abandoned too late to be closed",
+                    ResourceWarning,
+                    2,
+                    source=agen,
+                )
+                continue
+            warnings.warn(
+                f"async generator {name_of(agen)!r} was garbage collected before it was exhausted; "
+                "use it inside `async with contextlib.aclosing(...)`",
+                ResourceWarning,
+                stacklevel=2,
+                source=agen,
+            )
+            nursery.start_soon(self._close, agen, name=f"close {name_of(agen)}")
+
+    async def close_all(self) -> None:
+        """The run is ending: close what is still alive, outer ones first, until nothing new turns up."""
+        while self._alive:
+            for agen, _ in sorted(self._alive.items(), key=lambda item: item[1]):
+                self._alive.pop(agen, None)
+                await self._close(agen)
+
+    async def _close(self, agen: AsyncGen) -> None:
+        with CancelScope(shield=True) as scope:
+            scope.cancel("the async generator was abandoned")
+            try:
+                await agen.aclose()
+            except Exception:
+                logging.getLogger(__name__).exception("closing the abandoned async generator %r failed", name_of(agen))

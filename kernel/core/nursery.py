@@ -1,0 +1,432 @@
+"""Nurseries: where tasks live, and the block that none of them outlives.
+
+    async with open_nursery() as nursery:
+        nursery.start_soon(cook, "soup")
+        nursery.start_soon(cook, "noodles")
+    # here both are done
+
+Rules:
+
+* The block ends when its body and all its children have ended, not before.
+* When the body or a child fails, the nursery's scope is cancelled: the others are asked to leave, and waited for.
+* All errors arrive, in one `ExceptionGroup`, in the order they happened. `Cancelled` is filtered out of it; when
+  there is nothing but `Cancelled`, one of those goes on up to the scope it belongs to.
+* Waiting for the children cannot be interrupted, as leaving them behind is what a nursery exists to prevent; a
+  cancellation reaches the children instead, and the body's task sees it at its next cancel point. So a nursery never
+  makes up a `Cancelled` that nobody received.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager
+from contextvars import copy_context
+from functools import partial
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
+
+from .errors import Cancelled, CancelReason, new_cancelled
+from .scopes import CancelScope, propagate
+from .task import Coro, Task, current_kernel, here, name_of
+from .traps import Operation, Park, cancel_shielded_checkpoint, operation
+
+if TYPE_CHECKING:
+    from .loop import Kernel
+
+__all__ = ["TASK_STATUS_IGNORED", "Nursery", "TaskStatus", "call_async", "open_nursery", "within"]
+
+T = TypeVar("T")
+AsyncFn = Callable[..., Awaitable[Any] | Generator[Any, Any, Any]]
+
+
+class _Join(Park):
+    """The body's task waits for the children. Cannot be taken back: see the rules above."""
+
+    __slots__ = ()
+
+    def abort(self, kernel: Kernel, task: Task) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"<Join of {self.on}>"
+
+
+class Nursery:
+    """What `open_nursery()` returns: an async context manager and, inside the block, where children are started.
+
+    Attributes:
+        cancel_scope: the scope around the body and all children.
+        parent_task: the task whose block this is.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_bare",  # a lone error is raised as it is: for nurseries that the user did not open
+        "_cancelled",  # a Cancelled that the body or a child ended with
+        "_children",  # a dict, for its order: whom a cancellation reaches first must not be chance
+        "_errors",
+        "_joining",  # the parent sleeps on its _Join. implies: _children or _pending_starts
+        "_kernel",
+        "_pending_starts",
+        "_state",  # "new", "open", "closed"
+        "cancel_scope",
+        "parent_task",
+    )
+
+    def __init__(self, kernel: Kernel, parent: Task, *, bare: bool = False) -> None:
+        self._kernel = kernel
+        self.parent_task = parent
+        self.cancel_scope = CancelScope()
+        self._bare = bare
+        self._cancelled: Cancelled | None = None
+        self._children: dict[Task, None] = {}
+        self._errors: list[BaseException] = []
+        self._joining = False
+        self._pending_starts = 0
+        self._state = "new"
+
+    @property
+    def child_tasks(self) -> frozenset[Task]:
+        """The tasks that run in this nursery now."""
+        return frozenset(self._children)
+
+    def __repr__(self) -> str:
+        return f"<Nursery of {self.parent_task.name!r} at {id(self):#x}, {self._state}, {len(self._children)} children>"
+
+    # ---- starting children --------------------------------------------------------------------
+
+    def start_soon(self, async_fn: AsyncFn, *args: Any, name: object = None) -> None:
+        """Start `async_fn(*args)` as a child. It takes its first step later; this is not a checkpoint.
+
+        The child gets a copy of the current context (`contextvars`). Cost: 0.5 us.
+
+        Args:
+            async_fn: an async function, or a generator function in generator style.
+            name: what the task is called in reports; otherwise the function's qualified name.
+
+        Raises:
+            RuntimeError: the nursery is closed, or not opened yet, or belongs to another thread's kernel.
+            TypeError: `async_fn` is not such a function (the message says what it was).
+        """
+        if self._state != "open" or here.kernel is not self._kernel:
+            self._refuse(async_fn)
+        self._spawn(call_async(async_fn, args), None if name is None else name_of(name))
+
+    @operation
+    def start(self, async_fn: AsyncFn, *args: Any, name: object = None) -> Generator[Any, Any, Any]:
+        """Start a child and wait until it calls `task_status.started(value)`; returns `value`.
+
+        `async_fn` is called with the keyword argument `task_status`. Until it calls `started()`, it runs under the
+        caller's scopes, so cancelling the caller cancels it. From then on it runs in this nursery. Always a schedule
+        point; a cancel point where the child has one.
+
+        Raises:
+            RuntimeError: the child ended without calling `started()`; or as `start_soon`.
+            TypeError: as `start_soon`.
+            BaseException: what the child failed with before it called `started()`, as it is, not in a group.
+        """
+        if self._state != "open" or here.kernel is not self._kernel:
+            self._refuse(async_fn)
+        caller = self._kernel.current
+        assert caller is not None
+        room = Nursery(self._kernel, caller, bare=True)
+        status: TaskStatus[Any] = TaskStatus(room, self)
+        error: BaseException | None = None
+        self._pending_starts += 1
+        try:
+            room._open()
+            try:
+                child = room._spawn(
+                    call_async(partial(async_fn, task_status=status), args, "nursery.start"),
+                    name_of(name or async_fn),
+                )
+                child.eventual_parent_nursery = self
+            except BaseException as failure:
+                error = failure
+            yield from room._close(error)
+        finally:
+            error = None
+            self._pending_starts -= 1
+            self._release_parent()
+        if status._called:
+            return status._value
+        if caller.scope.cancelled:  # the child kept the cancellation to itself; the caller still sees it
+            raise new_cancelled(caller.scope.why_cancelled())
+        raise RuntimeError(f"{name_of(name or async_fn)} ended without calling task_status.started()")
+
+    def _spawn(self, coro: Coro, name: str | None) -> Task:
+        task = Task(coro, copy_context(), self.cancel_scope, self, name)
+        self._children[task] = None
+        self._kernel.ready.append(task)
+        return task
+
+    def _take_over(self, other: Nursery) -> None:
+        """All children of `other` become ours, and hang with all scopes they have entered from our scope."""
+        old, new = other.cancel_scope, self.cancel_scope
+        moved: list[tuple[Task, CancelScope | None]] = []
+        for task in other._children:
+            task.parent_nursery = self
+            task.eventual_parent_nursery = None
+            self._children[task] = None
+            moved.append((task, new))
+            if task.scope is old:
+                task.scope = new
+            else:
+                scope = task.scope
+                while scope._parent is not old:
+                    assert scope._parent is not None
+                    scope = scope._parent
+                scope._parent = new
+        other._children.clear()
+        propagate(self._kernel, moved)
+
+    def _refuse(self, async_fn: object) -> NoReturn:
+        if here.kernel is not self._kernel:
+            raise RuntimeError("a nursery was used outside its kernel's thread, or after its run had ended")
+        if self._state == "new":
+            raise RuntimeError("the nursery is not open yet: write `async with open_nursery() as nursery:`")
+        raise RuntimeError(
+            f"{name_of(async_fn)} cannot be started: the nursery is closed. Its block has ended, and nothing may outlive it. "
+            "Open the nursery in a caller that lives long enough, and pass it down."
+        )
+
+    # ---- the block ----------------------------------------------------------------------------
+
+    @operation
+    def __aenter__(self) -> Generator[Any, Any, Nursery]:
+        self._open()
+        return self
+        yield  # makes it a generator; nothing to wait for
+
+    def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> Operation[bool]:
+        return self._close(exc)
+
+    def __enter__(self) -> NoReturn:
+        raise RuntimeError("write `async with open_nursery()`, not `with open_nursery()`")
+
+    def __exit__(self, *exc_info: object) -> NoReturn:
+        raise AssertionError("unreachable: __enter__ always raises")
+
+    def _open(self) -> None:
+        if self._state != "new":
+            raise RuntimeError("a nursery serves one `async with` block; call open_nursery() for each")
+        self.cancel_scope.__enter__()
+        self.cancel_scope.nursery = self
+        self._state = "open"
+
+    @operation
+    def _close(self, exc: BaseException | None) -> Generator[Any, Any, bool]:
+        """The body has ended, with `exc` or well. Wait for the children and make one exception of all that happened.
+
+        Never a cancel point. A schedule point when there is something to wait for, or the budget is used up.
+        """
+        if exc is not None:
+            self._failed(self.parent_task, exc)
+        if self._children or self._pending_starts:
+            self._joining = True
+            yield _Join(self)
+        else:
+            self._kernel.budget -= 1
+            if self._kernel.budget < 0:
+                yield from cancel_shielded_checkpoint()
+        self._state = "closed"
+        verdict = self._verdict(exc)
+        try:
+            if verdict is None:
+                self.cancel_scope.__exit__(None, None, None)
+                return exc is not None
+            if self.cancel_scope.__exit__(type(verdict), verdict, verdict.__traceback__):
+                return True
+            if verdict is exc:
+                return False
+            context = verdict.__context__
+            try:
+                raise verdict
+            finally:
+                verdict.__context__ = context
+        finally:
+            del verdict, exc  # they refer to this frame by their tracebacks
+
+    def _verdict(self, exc: BaseException | None) -> BaseException | None:
+        """What the block ends with: the errors if there are any, else a `Cancelled` if there was one."""
+        errors, self._errors = self._errors, []
+        cancelled, self._cancelled = self._cancelled, None
+        if not errors:
+            return exc if isinstance(exc, Cancelled) else cancelled
+        if self._bare and len(errors) == 1:
+            return errors[0]
+        return BaseExceptionGroup(f"in a nursery of {self.parent_task.name!r}", errors)
+
+    def _failed(self, task: Task, error: BaseException) -> None:
+        """The body or a child ended with `error`: keep it, and ask the others to leave."""
+        if not isinstance(error, Cancelled):
+            self._errors.append(error)
+        elif self._cancelled is None:
+            self._cancelled = error
+        if not self.cancel_scope._called:
+            self.cancel_scope._cancel(
+                CancelReason("nursery", task.name, id(task), f"it ended with {type(error).__name__}")
+            )
+
+    def _child_ended(self, task: Task, error: BaseException | None) -> None:
+        """Called by the loop when a child has finished."""
+        del self._children[task]
+        if error is not None:
+            self._failed(task, error)
+        if self._joining and not self._children:
+            self._release_parent()
+
+    def _release_parent(self) -> None:
+        """Wake the parent if it waits and there is nothing left to wait for. From this moment nobody can come in any
+        more.
+        """
+        if self._joining and not self._children and not self._pending_starts:
+            self._joining = False
+            self._state = "closed"
+            self._kernel.wake(self.parent_task)
+
+
+def open_nursery() -> Nursery:
+    """Make a nursery: `async with open_nursery() as nursery: ...`. In a plain generator: `yield from
+    within(open_nursery(), body)`.
+
+    Entering is not a checkpoint. Leaving waits for the children; it is never a cancel point itself. What the block
+    and the children raised comes out as an `ExceptionGroup` (a `BaseExceptionGroup` if one of them was no
+    `Exception`).
+
+    Raises:
+        RuntimeError: called from outside any task.
+    """
+    kernel = here.kernel or current_kernel("open_nursery()")
+    if kernel.current is None:
+        raise RuntimeError("open_nursery() was called from outside any task")
+    return Nursery(kernel, kernel.current)
+
+
+@operation
+def within(manager: AbstractAsyncContextManager[T], body: Callable[..., Any], *args: Any) -> Generator[Any, Any, Any]:
+    """`async with` for plain generators: enter `manager`, run `body(value, *args)` in it, leave, and return body's
+    result.
+
+        def dinner(nursery):
+            nursery.start_soon(cook, "soup")
+            yield from sleep(1)
+
+        yield from within(open_nursery(), dinner)
+
+    `body` is an async function or a generator function. Checkpoints and errors are those of the manager and the body.
+    """
+
+    async def run() -> Any:
+        async with manager as value:
+            return await _steps(call_async(body, (value, *args), "within"))
+
+    return (yield from run().__await__())
+
+
+# ---- start(): the child moves ---------------------------------------------------------------------
+
+
+class TaskStatus(Generic[T]):
+    """What a function run by `nursery.start()` gets as `task_status`."""
+
+    __slots__ = ("_called", "_nursery", "_room", "_value")
+
+    def __init__(self, room: Nursery, nursery: Nursery) -> None:
+        self._room = room
+        self._nursery = nursery
+        self._called = False
+        self._value: T | None = None
+
+    def started(self, value: T | None = None) -> None:
+        """Say that the task is up: `start()` returns `value`, and the task goes on in the nursery it was started for.
+
+        Not a checkpoint. If `start()` is being cancelled already, the task stays where it is and is cancelled with
+        it.
+
+        Raises:
+            RuntimeError: called a second time, or after `start()` has ended.
+        """
+        if self._called:
+            raise RuntimeError("task_status.started() was called a second time")
+        if self._room._state != "open":
+            raise RuntimeError("task_status.started() was called after start() had ended")
+        self._called = True
+        self._value = value
+        if not self._room.cancel_scope.cancelled:
+            self._nursery._take_over(self._room)
+            self._room._release_parent()
+
+
+class _IgnoredStatus:
+    """The default of a `task_status` parameter, for functions that are run by `start_soon` too."""
+
+    def started(self, value: object = None) -> None:
+        """Do nothing."""
+
+    def __repr__(self) -> str:
+        return "TASK_STATUS_IGNORED"
+
+
+TASK_STATUS_IGNORED: Final = _IgnoredStatus()
+
+
+# ---- from a function to a coroutine -----------------------------------------------------------------
+
+
+def call_async(async_fn: AsyncFn, args: tuple[Any, ...], how: str = "nursery.start_soon") -> Coro:
+    """Call `async_fn` and return the coroutine or generator it gives; otherwise say in a `TypeError` what was wrong.
+
+    `how` is what the user wrote, for the message.
+    """
+    try:
+        coro = async_fn(*args)
+    except TypeError:
+        if callable(async_fn):
+            raise
+        raise _no_async_function(async_fn, how) from None
+    if type(coro) is CoroutineType or isinstance(coro, GeneratorType | Coroutine):
+        return coro
+    if hasattr(coro, "__await__") and not hasattr(coro, "_asyncio_future_blocking"):
+        return _await(coro)
+    raise _wrong_result(async_fn, coro, how)
+
+
+def _no_async_function(given: object, how: str) -> TypeError:
+    if isinstance(given, CoroutineType | GeneratorType):
+        name = given.__name__
+        given.close()  # or Python would warn as well that it was never awaited
+        return TypeError(
+            f"{how} wants the function, but got what a call of it returned. Write {how}({name}, ...), not {how}({name}(...))."
+        )
+    return TypeError(f"{how} wants an async function, not {given!r}")
+
+
+def _wrong_result(async_fn: object, result: object, how: str) -> TypeError:
+    name = name_of(async_fn)
+    if isinstance(result, AsyncGeneratorType):
+        return TypeError(
+            f"{how} wants an async function, but {name} is an async generator: it contains `yield`. "
+            f"Iterate over it, `async for item in {name}(...)`, in a function of its own, and pass that."
+        )
+    if hasattr(result, "_asyncio_future_blocking"):
+        return TypeError(
+            f"{name} returned {result!r}, a future of asyncio, which only asyncio can wait for. "
+            "Use this package's counterpart of what you called, or run asyncio in a thread of its own."
+        )
+    return TypeError(
+        f"{how} wants an async function, but {name} is a plain one: it has run already and returned {result!r}. "
+        f"Write `async def {name}`, or, if it is meant to block, call it in a thread."
+    )
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
+
+
+@operation
+def _steps(coro: Coro) -> Generator[Any, Any, Any]:
+    """Make a plain generator fit for `await`."""
+    return (yield from coro.__await__() if isinstance(coro, Coroutine) else coro)

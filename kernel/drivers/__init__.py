@@ -1,0 +1,1 @@
+"""The drivers, each serving one port of the core (see `kernel.core.ports`). None imports another."""

@@ -1,0 +1,292 @@
+"""Which files are ready: one port, three ways to ask the system.
+
+    EpollPoller      Linux. One-shot registrations that stay in place, re-armed for each wait.
+    KqueuePoller     macOS and the BSDs. One-shot filters, which the system removes itself.
+    SelectorPoller   everything else, on a selector of the standard library: poll, select.
+
+All serve the descriptors of *other people's* files: plain numbers, whose closing we do not see. That decides the
+design. When a number is closed, epoll and kqueue drop it silently, unless a duplicate keeps the open file alive, in
+which case epoll goes on reporting a number that nobody can unregister. A one-shot registration is deaf after it has
+spoken once, so such a report comes at most once, is for nobody, and is dropped. And each wait is armed anew, `modify`
+first and `register` if that finds nothing, so a number that was closed and reused is really armed again. The price is
+one `epoll_ctl` per wait, 0.5 us (docs/decisions/0003-readiness.md has the alternatives).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import selectors
+import stat
+import sys
+from collections.abc import Iterable
+from math import ceil, inf
+from typing import Any, Final
+
+from ..core.errors import BusyResourceError
+from ..core.ports import READ, WRITE, Direction, Poller
+from ..core.task import Task
+
+__all__ = ["SelectorPoller", "default_poller"]
+
+_DOING: Final = ("read from", "write to")
+
+
+class _Waiters:
+    """Who waits for which fd: the book-keeping that all pollers share. `_waiting[fd] == [reader, writer]`, at least one
+    of them a task.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[Task | None]] = {}
+
+    def arm(self, fd: int, direction: Direction, task: Task) -> None:
+        pair = self._waiting.get(fd)
+        if pair is None:
+            pair = self._waiting[fd] = [None, None]
+        elif pair[direction] is not None:
+            raise BusyResourceError(
+                f"fd {fd} is waited on by {pair[direction]!r} already. Only one task at a time may wait to {_DOING[direction]} a file; put a lock around it."
+            )
+        pair[direction] = task
+        try:
+            self._watch(fd, pair)
+        except BaseException as error:
+            self._clear(fd, direction)
+            _explain(error, fd)
+            raise
+
+    def disarm(self, fd: int, direction: Direction) -> None:
+        pair = self._clear(fd, direction)
+        self._watch_less(fd, pair)
+
+    def forget(self, fd: int) -> list[Task]:
+        pair = self._waiting.pop(fd, None)
+        if pair is None:
+            return []
+        self._watch_less(fd, [None, None])
+        return [task for task in pair if task is not None]
+
+    def _clear(self, fd: int, direction: Direction) -> list[Task | None]:
+        pair = self._waiting[fd]
+        pair[direction] = None
+        if pair[not direction] is None:
+            del self._waiting[fd]
+        return pair
+
+    def _ready(self, fd: int, readable: bool, writable: bool) -> list[Task]:
+        """Take out and return those whose wait is over. If somebody goes on waiting for the other direction, arm for
+        that one again.
+        """
+        pair = self._waiting.get(fd)
+        if pair is None:
+            return []  # a late report: whoever waited was cancelled, or the file is closed
+        done = [task for task, over in zip(pair, (readable, writable), strict=True) if over and task is not None]
+        for direction, over in ((READ, readable), (WRITE, writable)):
+            if over:
+                pair[direction] = None
+        if pair[READ] is None and pair[WRITE] is None:
+            del self._waiting[fd]
+        self._after_report(fd, pair)
+        return done
+
+    def __len__(self) -> int:
+        return sum(task is not None for pair in self._waiting.values() for task in pair)
+
+    # What each system does in its own way.
+
+    def _watch(self, fd: int, pair: list[Task | None]) -> None:
+        """From now on, report `fd` for those in `pair`."""
+        raise NotImplementedError
+
+    def _watch_less(self, fd: int, pair: list[Task | None]) -> None:
+        """Somebody has left `pair` without a report."""
+
+    def _after_report(self, fd: int, pair: list[Task | None]) -> None:
+        """`fd` was reported, and `pair` is who goes on waiting, if anybody."""
+        if pair[READ] is not None or pair[WRITE] is not None:
+            self._watch(fd, pair)
+
+
+def _explain(error: BaseException, fd: int) -> None:
+    number = getattr(error, "errno", None)
+    if number == errno.EPERM:
+        error.add_note(
+            f"fd {fd} is a regular file or a directory: always ready, so there is nothing to wait for. Read it in a thread."
+        )
+    elif number == errno.EBADF:
+        error.add_note(f"fd {fd} is not open: was it closed while it was still in use?")
+
+
+if sys.platform == "linux":
+    EPOLLIN: Final = select.EPOLLIN
+    EPOLLOUT: Final = select.EPOLLOUT
+    EPOLLONESHOT: Final = select.EPOLLONESHOT
+
+    class EpollPoller(_Waiters):
+        """Linux. A registration is made once per fd and re-armed for each wait; a cancelled wait costs no system call at
+        all.
+        """
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._epoll = select.epoll()
+            self._known: set[int] = set()  # registered once; whether they still are, only the system knows
+
+        def _watch(self, fd: int, pair: list[Task | None]) -> None:
+            events = EPOLLONESHOT
+            if pair[READ] is not None:
+                events |= EPOLLIN
+            if pair[WRITE] is not None:
+                events |= EPOLLOUT
+            if fd in self._known:
+                try:
+                    self._epoll.modify(fd, events)
+                    return
+                except FileNotFoundError:
+                    self._known.discard(fd)  # closed and reused since
+            try:
+                self._epoll.register(fd, events)
+            except FileExistsError:
+                self._epoll.modify(fd, events)
+            self._known.add(fd)
+
+        def forget(self, fd: int) -> list[Task]:
+            if fd in self._known:
+                self._known.discard(fd)
+                try:
+                    self._epoll.unregister(fd)
+                except OSError:
+                    pass  # closed already, and reused or not: nothing of ours is left in the epoll
+            return super().forget(fd)
+
+        def poll(self, timeout: float) -> Iterable[Task]:
+            if timeout == 0 and not self._waiting:
+                return ()
+            ready: list[Task] = []
+            for fd, events in self._epoll.poll(_milliseconds(timeout) / 1000):
+                # Errors and hang-ups wake both sides: the system call that follows will say what is wrong.
+                ready += self._ready(fd, bool(events & ~EPOLLOUT), bool(events & ~EPOLLIN))
+            return ready
+
+        def close(self) -> None:
+            self._epoll.close()
+
+
+if sys.platform != "linux" and hasattr(select, "kqueue"):
+
+    class KqueuePoller(_Waiters):
+        """macOS and the BSDs. A filter per direction, which the system removes when it reports."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._kqueue = select.kqueue()
+            self._filters = (select.KQ_FILTER_READ, select.KQ_FILTER_WRITE)
+
+        def _watch(self, fd: int, pair: list[Task | None]) -> None:
+            flags = select.KQ_EV_ADD | select.KQ_EV_ONESHOT
+            for direction in (READ, WRITE):
+                if pair[direction] is not None:
+                    self._kqueue.control([select.kevent(fd, self._filters[direction], flags)], 0)
+
+        def _watch_less(self, fd: int, pair: list[Task | None]) -> None:
+            for direction in (READ, WRITE):
+                if pair[direction] is None:
+                    try:
+                        self._kqueue.control([select.kevent(fd, self._filters[direction], select.KQ_EV_DELETE)], 0)
+                    except OSError as error:
+                        if error.errno not in (errno.ENOENT, errno.EBADF):
+                            raise
+
+        def _after_report(self, fd: int, pair: list[Task | None]) -> None:
+            pass  # each filter stands for itself: the other direction's is still in place
+
+        def poll(self, timeout: float) -> Iterable[Task]:
+            if timeout == 0 and not self._waiting:
+                return ()
+            ready: list[Task] = []
+            for event in self._kqueue.control(None, len(self._waiting) + 1, _milliseconds(timeout) / 1000):
+                readable = event.filter == select.KQ_FILTER_READ
+                ready += self._ready(event.ident, readable, not readable)
+            return ready
+
+        def close(self) -> None:
+            self._kqueue.close()
+
+
+class SelectorPoller(_Waiters):
+    """Any system, on a selector of the standard library, which is registered for each wait and unregistered after it."""
+
+    def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+        super().__init__()
+        self._selector = selector or selectors.DefaultSelector()
+
+    def _watch(self, fd: int, pair: list[Task | None]) -> None:
+        if os.name == "posix":  # poll and select would take any number, and report it at once
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        self._set(fd, pair)
+
+    def _watch_less(self, fd: int, pair: list[Task | None]) -> None:
+        self._set(fd, pair)
+
+    def _after_report(self, fd: int, pair: list[Task | None]) -> None:
+        self._set(fd, pair)
+
+    def _set(self, fd: int, pair: list[Task | None]) -> None:
+        events = (selectors.EVENT_READ if pair[READ] is not None else 0) | (
+            selectors.EVENT_WRITE if pair[WRITE] is not None else 0
+        )
+        known = fd in self._selector.get_map()
+        if not events:
+            if known:
+                self._selector.unregister(fd)
+        elif known:
+            self._selector.modify(fd, events)
+        else:
+            self._selector.register(fd, events)
+
+    def poll(self, timeout: float) -> Iterable[Task]:
+        if timeout == 0 and not self._waiting:
+            return ()
+        ready: list[Task] = []
+        for key, events in self._select(timeout):
+            ready += self._ready(key.fd, bool(events & selectors.EVENT_READ), bool(events & selectors.EVENT_WRITE))
+        return ready
+
+    def _select(self, timeout: float) -> list[tuple[Any, int]]:
+        try:
+            return self._selector.select(None if timeout == inf else _milliseconds(timeout) / 1000)
+        except (OSError, ValueError):
+            # select() refuses the whole set because of one fd that was closed. Report just those: their owners will find out.
+            closed = [(key, key.events) for key in self._selector.get_map().values() if not _is_open(key.fd)]
+            if not closed:
+                raise
+            return closed
+
+    def close(self) -> None:
+        self._selector.close()
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _milliseconds(timeout: float) -> int:
+    """Rounded up, as waking too early means asking twice; at most a day, as the systems' limits are below a month."""
+    return ceil(min(timeout, 86400.0) * 1000)
+
+
+def default_poller() -> Poller:
+    """The best this system has."""
+    if sys.platform == "linux":
+        return EpollPoller()
+    if sys.platform != "linux" and hasattr(select, "kqueue"):
+        return KqueuePoller()
+    return SelectorPoller()
