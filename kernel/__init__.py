@@ -21,13 +21,14 @@ from .core.errors import (
 )
 
 # Tasks and the blocks they live in.
-from .core.nursery import TASK_STATUS_IGNORED, Nursery, TaskStatus, open_nursery, within
+from .core.nursery import TASK_STATUS_IGNORED, Nursery, TaskStatus, open_nursery
 
 # Leaving: cancellation and deadlines.
 from .core.scopes import CancelScope, current_effective_deadline
 
 # Waiting.
 from .core.traps import sleep, sleep_forever, sleep_until
+from .generators import within
 from .timeouts import fail_after, fail_at, move_on_after, move_on_at
 
 # In reach without an import of their own.

@@ -1,4 +1,4 @@
-"""`run`: choose the drivers, build a kernel around them, run, clean up. The one file that names both core and drivers."""
+"""`run`: choose the drivers, build a kernel around them, run, clean up. The only file that names core and drivers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
+from .asyncgens import AsyncGenerators
 from .core.loop import Kernel
 from .core.ports import Clock, Poller, ReadyQueue
 from .core.task import current_kernel
@@ -45,17 +46,19 @@ def run(
 
     Cost: 40 us for a run that does nothing.
     """
-    polling = poller if poller is not None else default_poller()
+    kernel = Kernel(
+        clock=clock if clock is not None else MonotonicClock(),
+        timers=SortedTimers(),
+        poller=poller if poller is not None else default_poller(),
+        ready=ready if ready is not None else deque(),
+    )
+    asyncgens = AsyncGenerators(kernel)
+    asyncgens.install()
     try:
-        kernel = Kernel(
-            clock=clock if clock is not None else MonotonicClock(),
-            timers=SortedTimers(),
-            poller=polling,
-            ready=ready if ready is not None else deque(),
-        )
-        outcome = kernel.run(async_fn, args)
+        outcome = kernel.run(async_fn, args, epilogue=asyncgens.close_all)
     finally:
-        polling.close()
+        asyncgens.restore()
+        kernel.poller.close()
     result: T = outcome.unwrap()
     return result
 

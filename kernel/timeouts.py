@@ -19,7 +19,7 @@ __all__ = ["fail_after", "fail_at", "move_on_after", "move_on_at"]
 
 
 def move_on_after(seconds: float, *, shield: bool = False) -> CancelScope:
-    """A scope that cancels itself `seconds` (not below 0) after it is entered. See `CancelScope` for errors and cost."""
+    """A scope that cancels itself `seconds` (not below 0) after it is entered. See `CancelScope` for the errors."""
     return CancelScope(relative_deadline=seconds, shield=shield)
 
 

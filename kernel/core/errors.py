@@ -1,69 +1,43 @@
 """Every exception the kernel raises on purpose, in one place.
 
-The names and meanings are trio's, so that an `except` clause moves over unchanged. Two of them carry more than a
-text:
-
-* `Cancelled` is the one exception that is not an error. It says *please leave*, and only the cancel scope that asked
-  may swallow it. It derives from `BaseException` so that `except Exception` lets it pass.
-* `KernelInternalError` means that the kernel, or a driver plugged into it, broke. No user code can cause it by
-  ordinary misuse; misuse gets a `RuntimeError`, `TypeError` or `ValueError` that says what to write instead.
+The names and meanings are trio's, so that an `except` clause moves over unchanged. `Cancelled` is the one that is not
+an error: it says *please leave*, and derives from `BaseException` so that `except Exception` lets it pass. Misuse gets
+none of these but a `RuntimeError`, `TypeError` or `ValueError` that says what to write instead.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal, NoReturn
-
-__all__ = [
-    "BrokenResourceError",
-    "BusyResourceError",
-    "CancelReason",
-    "Cancelled",
-    "ClosedResourceError",
-    "EndOfChannel",
-    "KernelInternalError",
-    "RunFinishedError",
-    "TooSlowError",
-    "WouldBlock",
-]
+from typing import Literal, NamedTuple
 
 Source = Literal["deadline", "explicit", "nursery", "KeyboardInterrupt", "shutdown", "unknown"]
 
 
-class CancelReason:
+class CancelReason(NamedTuple):
     """Who cancelled a scope, and why. Made once per cancelled scope, shared by every `Cancelled` it causes.
 
-    It keeps the *name* of the cancelling task and not the task: a reason lives as long as the tracebacks that show
-    it, and must not keep a finished task's frames alive or close a reference cycle through them.
+    It keeps the *name* of the cancelling task and not the task: a reason lives as long as the tracebacks that show it,
+    and must not keep a finished task's frames alive or close a reference cycle through them.
     """
 
-    __slots__ = ("_task_id", "_task_name", "reason", "source")
-
-    def __init__(
-        self, source: Source, task_name: str | None = None, task_id: int = 0, reason: str | None = None
-    ) -> None:
-        self.source: Final[Source] = source
-        self._task_name = task_name
-        self._task_id = task_id
-        self.reason: Final[str | None] = reason
+    source: Source
+    task_name: str | None = None
+    task_id: int = 0
+    reason: str | None = None
 
     @property
     def source_task(self) -> str | None:
         """The task that cancelled, as text; None for a deadline or a call from outside any task."""
-        if self._task_name is None:
+        if self.task_name is None:
             return None
-        return f"<Task {self._task_name!r} at {self._task_id:#x}>"
+        return f"<Task {self.task_name!r} at {self.task_id:#x}>"
 
     def __str__(self) -> str:
         text: str = self.source
         if self.reason is not None:
             text += f", with reason {self.reason!r}"
-        if self._task_name is not None:
+        if self.task_name is not None:
             text += f", from task {self.source_task}"
         return text
-
-
-_UNKNOWN: Final = CancelReason("unknown")
-_KEY: Final = object()
 
 
 class Cancelled(BaseException):
@@ -73,8 +47,8 @@ class Cancelled(BaseException):
     again. To clean up, use `finally`, with a shielded scope around whatever must wait.
 
     Attributes:
-        source: "deadline", "explicit" (somebody called `cancel()`), "nursery" (a sibling failed),
-            "KeyboardInterrupt", "shutdown" (the run is ending) or "unknown".
+        source: "deadline", "explicit" (`cancel()` was called), "nursery" (a sibling failed), "KeyboardInterrupt",
+            "shutdown" (the run is ending) or "unknown".
         source_task: the task that called `cancel()`, as text, or None.
         reason: what was passed to `cancel(reason=...)`, or None.
 
@@ -82,12 +56,13 @@ class Cancelled(BaseException):
     `TypeError` (cancel a scope instead).
     """
 
-    def __init__(self, why: CancelReason = _UNKNOWN, *, _key: object = None) -> None:
-        if _key is not _KEY:
-            raise TypeError(
-                "Cancelled cannot be made by hand: no scope would own it. Call .cancel() on the scope that should end instead."
-            )
-        self._why = why
+    __slots__ = ("_why",)
+    _why: CancelReason
+
+    def __init__(self, *args: object) -> None:
+        raise TypeError(
+            "Cancelled cannot be made by hand: no scope would own it. Call .cancel() on the scope that should end."
+        )
 
     @property
     def source(self) -> Source:
@@ -107,13 +82,12 @@ class Cancelled(BaseException):
     def __repr__(self) -> str:
         return f"<Cancelled by {self._why}>"
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("Cancelled cannot be pickled or copied: it belongs to one scope of one run")
 
-
-def new_cancelled(why: CancelReason | None) -> Cancelled:
-    """The kernel's own way to make a `Cancelled`."""
-    return Cancelled(why or _UNKNOWN, _key=_KEY)
+def new_cancelled(why: CancelReason) -> Cancelled:
+    """The kernel's own way to make a `Cancelled`: without `__init__`, which refuses."""
+    cancelled = BaseException.__new__(Cancelled)
+    cancelled._why = why
+    return cancelled
 
 
 class TooSlowError(Exception):

@@ -4,7 +4,7 @@
     poll(timeout)   ask the poller who can go on, then the timers
     idle_time()     how long poll may sleep: not at all while a task is ready
 
-`drive` calls the first two in turn until the main task has ended; a host loop may call the three itself. A *step* is
+`run` calls the first two in turn until the main task has ended; a host loop may call the three itself. A *step* is
 what one task does between two traps. What a trap does, what a scope means and who waits for whom is not known here:
 the loop calls `trap.arm`, `trap.abort`, and tells a nursery when a child has ended.
 
@@ -22,6 +22,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from inspect import isgenerator
@@ -30,14 +31,11 @@ from typing import Any, Final
 
 from outcome import Error, Outcome, Value
 
-from .asyncgens import AsyncGenerators
 from .errors import CancelReason, KernelInternalError, new_cancelled
 from .nursery import AsyncFn, Nursery, call_async, open_nursery
 from .ports import Clock, Poller, ReadyQueue, Timers
 from .scopes import CancelScope, leave_open_scopes
 from .task import Coro, Task, here, name_of
-
-__all__ = ["Kernel"]
 
 STRIDE: Final = 61
 """Steps between two looks at the poller and the timers."""
@@ -56,62 +54,39 @@ class Kernel:
     thread that runs the kernel; nothing here may be called from another one.
     """
 
-    __slots__ = (
-        "__weakref__",
-        # The drivers: see ports.py.
-        "clock",
-        "poller",
-        "ready",
-        "timers",
-        # The step that runs. current is None between steps; budget below 0 means that the step has had its share.
-        "budget",
-        "current",
-        # For those who wait until nothing happens any more (kernel.testing): for how many real seconds.
-        "idle_waiters",
-        # The loop's own.
-        "_asyncgens",
-        "_interrupted",
-        "_passed_at",
-        "_root",
-        "_stride",
-        # The ends of the task tree: root task > system nursery > main nursery > main task.
-        "_main_nursery",
-        "main_outcome",
-        "main_task",
-        "system_nursery",
-    )
-
     def __init__(self, *, clock: Clock, timers: Timers, poller: Poller, ready: ReadyQueue) -> None:
+        # The drivers: see ports.py.
         self.clock = clock
         self.timers = timers
         self.poller = poller
         self.ready = ready
+        # The step that runs. `current` is None between steps; a `budget` below 0 means the step has had its share.
         self.current: Task | None = None
         self.budget = BUDGET
+        # Calls to make between steps. Anybody may append at any time, a garbage collector in another thread included.
+        self.soon: deque[Callable[[], object]] = deque()
+        # Who waits until nothing happens any more (kernel.testing), and for how many real seconds.
         self.idle_waiters: dict[Task, float] = {}
-        self._asyncgens = AsyncGenerators(self)
-        self._interrupted: KeyboardInterrupt | None = None
-        self._passed_at = -inf
-        self._root: Task | None = None
-        self._stride = STRIDE
-        self._main_nursery: Nursery | None = None
-        self.main_outcome: Outcome[Any] | None = None
+        # The top of the task tree: root task, system nursery, main nursery, main task.
         self.main_task: Task | None = None
         self.system_nursery: Nursery | None = None
+        self._main_nursery: Nursery | None = None
+        self._main_outcome: Outcome[Any] | None = None
+        # Ctrl-C, when it came while no task was running.
+        self._interrupted: KeyboardInterrupt | None = None
+        # How many steps a pass may have, and when the last one ended.
+        self._stride = STRIDE
+        self._passed_at = -inf
 
     # ---- what traps and primitives call ---------------------------------------------------------
 
     def wake(self, task: Task, value: object = None, error: BaseException | None = None) -> None:
-        """Make a sleeping task ready: its `yield` returns `value`, or raises `error`. From now on it cannot be cancelled
-        out of it.
+        """Make a sleeping task ready: its `yield` returns `value`, or raises `error`, and cannot be cancelled any more.
 
-        Raises:
-            RuntimeError: the task is not asleep (it was woken before, or cancelled).
+        Raises RuntimeError when the task is not asleep, because it was woken before or was cancelled.
         """
         if task.trap is None:
-            raise RuntimeError(
-                f"{task!r} is not asleep and cannot be woken; each sleep ends with exactly one wake or abort"
-            )
+            raise RuntimeError(f"{task!r} is not asleep: each sleep ends with exactly one wake or abort")
         task.trap = None
         if error is None:
             task.step = task.send
@@ -122,8 +97,7 @@ class Kernel:
         self.ready.append(task)
 
     def interrupt(self, task: Task) -> None:
-        """The scope `task` is in was cancelled: if it sleeps on something that can be taken back, wake it with
-        `Cancelled`.
+        """The scope `task` is in was cancelled: if it sleeps on what can be taken back, wake it with `Cancelled`.
 
         A task at a checkpoint is not asleep; it sees for itself when its turn comes.
         """
@@ -183,15 +157,13 @@ class Kernel:
         self.current = None
 
     def idle_time(self) -> float:
-        """How many real seconds `poll` may sleep: 0 while a task is ready, `inf` when only the outside world can help."""
-        if self.ready or self._asyncgens.orphans:
+        """How many real seconds `poll` may sleep: 0 while a task is ready, `inf` if only the outside world can help."""
+        if self.ready or self.soon:
             return 0.0
         return max(0.0, min(self.clock.deadline_to_sleep_time(self.timers.next_deadline()), self._cushion()))
 
     def poll(self, timeout: float) -> None:
-        """Sleep up to `timeout` seconds until something happens, and make ready whom it concerns: first sockets, then
-        timers.
-        """
+        """Sleep up to `timeout` seconds until something happens; wake whom it concerns: sockets first, then timers."""
         clock = self.clock
         now = clock.current_time()
         if now - self._passed_at > PASS_TIME:
@@ -204,30 +176,29 @@ class Kernel:
             now = clock.current_time()
         for timed in self.timers.expired(now):
             timed.expire(self)
-        if self._asyncgens.orphans:
-            self._asyncgens.close_orphans()
-        if not self.ready and timeout >= self._cushion():
-            self._quiet()
+        for _ in range(len(self.soon)):
+            self.soon.popleft()()
         self._passed_at = now
+        if not self.ready:
+            cushion = self._cushion()
+            if cushion != inf and cushion <= timeout:
+                self._quiet(cushion)
 
     def _cushion(self) -> float:
-        """How long nothing must happen before somebody wants to be told, in real seconds."""
+        """For how many real seconds nothing must happen before somebody wants to know; `inf` if nobody does."""
+        cushion = min(self.idle_waiters.values()) if self.idle_waiters else inf
         jump = self.clock.autojump_threshold
-        if jump != inf and self.timers.next_deadline() == inf:
-            jump = inf  # a clock with nowhere to jump to
-        return (
-            min(self.idle_waiters.values(), default=inf) if jump == inf else min(jump, *self.idle_waiters.values(), inf)
-        )
+        return jump if jump < cushion and self.timers.next_deadline() != inf else cushion
 
-    def _quiet(self) -> None:
-        """Nothing happened for as long as somebody was waiting for: wake those, or let the clock jump."""
-        cushion = self._cushion()
+    def _quiet(self, cushion: float) -> None:
+        """Nothing has happened for `cushion` seconds: wake those who wanted to know, or let the clock jump."""
         waiters = [task for task, wanted in self.idle_waiters.items() if wanted == cushion]
-        if not waiters:
-            self.clock.autojump(self.timers.next_deadline())
         for task in waiters:
             del self.idle_waiters[task]
             self.wake(task)
+        if not waiters:
+            self.clock.autojump(self.timers.next_deadline())
+            self._passed_at = self.clock.current_time()
 
     def _refuse_trap(self, task: Task, trap: Any, error: BaseException) -> None:
         """`arm` has failed: the task gets the error, and has not slept."""
@@ -247,11 +218,11 @@ class Kernel:
             task.step, task.value = how, value
             return
         if task.scope is not nursery.cancel_scope:
-            left_open = leave_open_scopes(task, nursery.cancel_scope, value if how is Error else None)
-            how, value = Error, left_open
+            value = leave_open_scopes(task, nursery.cancel_scope, value if how is Error else None)
+            how = Error
         task.step, task.value = how, value
         if task is self.main_task:
-            self.main_outcome = how(value)
+            self._main_outcome = how(value)
             nursery.cancel_scope._cancel(CancelReason("shutdown"))
             nursery._child_ended(task, None)
         else:
@@ -259,13 +230,10 @@ class Kernel:
 
     # ---- a whole run --------------------------------------------------------------------------------
 
-    def run(self, async_fn: AsyncFn, args: tuple[Any, ...]) -> Outcome[Any]:
-        """Run `async_fn(*args)` as the main task until it and all that it started have ended; return its outcome.
+    def run(self, async_fn: AsyncFn, args: tuple[Any, ...], epilogue: Callable[[], Awaitable[None]]) -> Outcome[Any]:
+        """Run `async_fn(*args)` as the main task until it and all that it started have ended, then `epilogue()`.
 
-        Raises:
-            RuntimeError: a kernel is running in this thread already.
-            TypeError: `async_fn` is no async function (the message says what it was).
-            KernelInternalError: the kernel or a driver broke.
+        Returns the main task's outcome. Errors are those of `kernel.run`.
         """
         if here.kernel is not None:
             raise RuntimeError(
@@ -273,38 +241,31 @@ class Kernel:
                 "Await the function instead, or start it in a nursery."
             )
         here.kernel = self
-        self._asyncgens.install()
         try:
-            self._begin(call_async(async_fn, args, "kernel.run"), name_of(async_fn))
-            self._drive()
+            main = call_async(async_fn, args, "kernel.run")
+            self._drive(self._begin(self._root(main, name_of(async_fn), epilogue)))
         finally:
-            self._asyncgens.restore()
             here.kernel = None
-        assert self.main_outcome is not None
-        if self._interrupted is not None:
-            return Error(self._interrupted)
-        return self.main_outcome
+        assert self._main_outcome is not None
+        return self._main_outcome if self._interrupted is None else Error(self._interrupted)
 
-    def _begin(self, main: Coro, name: str) -> None:
+    def _begin(self, coro: Coro) -> Task:
+        """Make the root task: in no nursery, and in a scope of its own that nobody ever leaves."""
         self.clock.start_clock()
         scope = CancelScope()
-        self._root = Task(self._root_main(main, name), copy_context(), scope, None, "<root>")
-        scope._bind(self, self._root)
-        self.ready.append(self._root)
+        root = Task(coro, copy_context(), scope, None, "<root>")
+        scope._kernel, scope._task, scope._state = self, root, "active"
+        self.ready.append(root)
+        return root
 
-    async def _root_main(self, main: Coro, name: str) -> None:
-        """The task at the root of the tree: first the program, then what it has left lying about, then the system's own
-        tasks.
-        """
+    async def _root(self, main: Coro, name: str, epilogue: Callable[[], Awaitable[None]]) -> None:
         async with open_nursery() as self.system_nursery:
             async with open_nursery() as self._main_nursery:
                 self.main_task = self._main_nursery._spawn(main, name)
-            await self._asyncgens.close_all()
+            await epilogue()
             self.system_nursery.cancel_scope._cancel(CancelReason("shutdown"))
 
-    def _drive(self) -> None:
-        root = self._root
-        assert root is not None
+    def _drive(self, root: Task) -> None:
         while True:
             try:
                 self.run_ready()
@@ -327,35 +288,30 @@ class Kernel:
 
     def _describe(self, what: str) -> str:
         return (
-            f"{what}; its state: {len(self.ready)} tasks ready, {len(self.timers)} timers, {len(self.poller)} waits for files, "
-            f"running {self.current!r}. This is a bug in the kernel, a driver or a trap, not in the way it is used."
+            f"{what}: a bug in it, not in the way it is used. State: {len(self.ready)} tasks ready, {len(self.timers)} "
+            f"timers, {len(self.poller)} waits for files, running {self.current!r}"
         )
 
 
 def _without_our_frame(error: BaseException) -> BaseException:
-    """Drop the loop's own line from the traceback: it is noise, and it would keep the loop's variables alive in a cycle."""
+    """Drop the loop's own line from the traceback: it is noise, and its variables would close a reference cycle."""
     traceback = error.__traceback__
     return error.with_traceback(traceback.tb_next) if traceback is not None else error
 
 
 def _not_a_trap(thing: object) -> TypeError:
-    """Somebody awaited, or yielded, what this kernel cannot wait for. Name the likely mistake."""
+    """Somebody awaited, or yielded, what this kernel cannot wait for. Name the likely mistake and the cure."""
     library = type(thing).__module__.partition(".")[0].lstrip("_")
-    if isgenerator(thing) or isinstance(thing, Awaitable):
-        if hasattr(thing, "_asyncio_future_blocking"):
-            return TypeError(
-                f"a task awaited {thing!r}, which belongs to {library}. This kernel cannot wait for another library's futures: use this "
-                "package's counterpart, or run that library in a thread of its own."
-            )
+    cure = f"Use this package's counterpart of what you called, or run {library} in a thread of its own."
+    if hasattr(thing, "_asyncio_future_blocking"):
         return TypeError(
-            f"a generator yielded {thing!r} itself. Write `yield from` instead of `yield`, or `await` in an async def."
+            f"a task awaited {thing!r}, which belongs to {library}, and only {library} can wait for it. {cure}"
         )
+    if isgenerator(thing) or isinstance(thing, Awaitable):
+        return TypeError(f"a generator yielded {thing!r} itself. Write `yield from`, or `await` in an async def.")
     if library == "builtins":
         return TypeError(
-            f"a task yielded {thing!r}, which is not a trap. A generator that runs as a task may only `yield from` operations of the kernel; "
-            "a bare `yield` is for traps. (An awaited object of a library written for another kernel, such as curio, does this too.)"
+            f"a task yielded {thing!r}, which is not a trap. A generator that runs as a task may only `yield from` "
+            "operations of the kernel. (Awaiting something of another library, such as curio, does this too.)"
         )
-    return TypeError(
-        f"a task awaited something of {library} ({thing!r}), which this kernel cannot wait for: "
-        f"it has no arm() and abort(). Use this package's counterpart, or run {library} in a thread of its own."
-    )
+    return TypeError(f"a task awaited something of {library}, {thing!r}, which has no arm() and abort(). {cure}")

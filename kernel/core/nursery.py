@@ -11,29 +11,27 @@ Rules:
 * When the body or a child fails, the nursery's scope is cancelled: the others are asked to leave, and waited for.
 * All errors arrive, in one `ExceptionGroup`, in the order they happened. `Cancelled` is filtered out of it; when
   there is nothing but `Cancelled`, one of those goes on up to the scope it belongs to.
-* Waiting for the children cannot be interrupted, as leaving them behind is what a nursery exists to prevent; a
-  cancellation reaches the children instead, and the body's task sees it at its next cancel point. So a nursery never
-  makes up a `Cancelled` that nobody received.
+* Waiting for the children cannot be interrupted: leaving them behind is what a nursery exists to prevent. Instead, a
+  cancellation reaches the children, and the body's task sees it at its next cancel point. So a nursery never makes up
+  a `Cancelled` that nobody received.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
 from functools import partial
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from .errors import Cancelled, CancelReason, new_cancelled
-from .scopes import CancelScope, propagate
-from .task import Coro, Task, current_kernel, here, name_of
+from .scopes import CancelScope, outermost_inside, propagate
+from .task import Coro, Task, current_kernel, current_task, here, name_of
 from .traps import Operation, Park, cancel_shielded_checkpoint, operation
 
 if TYPE_CHECKING:
     from .loop import Kernel
 
-__all__ = ["TASK_STATUS_IGNORED", "Nursery", "TaskStatus", "call_async", "open_nursery", "within"]
 
 T = TypeVar("T")
 AsyncFn = Callable[..., Awaitable[Any] | Generator[Any, Any, Any]]
@@ -59,19 +57,18 @@ class Nursery:
         parent_task: the task whose block this is.
     """
 
+    # fmt: off
     __slots__ = (
+        "cancel_scope", "parent_task", "_kernel",
+        "_state",                    # "new", "open" or "closed"
+        "_children",                 # a dict, for its order: whom a cancellation reaches first must not be chance
+        "_pending_starts",           # children that start() is bringing up elsewhere
+        "_joining",                  # the task that sleeps on the _Join: the parent. Then there is somebody to wait for
+        "_errors", "_cancelled",     # what the body and the children ended with so far; the first Cancelled
+        "_bare",                     # a lone error is raised as it is: for nurseries that the user did not open
         "__weakref__",
-        "_bare",  # a lone error is raised as it is: for nurseries that the user did not open
-        "_cancelled",  # a Cancelled that the body or a child ended with
-        "_children",  # a dict, for its order: whom a cancellation reaches first must not be chance
-        "_errors",
-        "_joining",  # the parent sleeps on its _Join. implies: _children or _pending_starts
-        "_kernel",
-        "_pending_starts",
-        "_state",  # "new", "open", "closed"
-        "cancel_scope",
-        "parent_task",
     )
+    # fmt: on
 
     def __init__(self, kernel: Kernel, parent: Task, *, bare: bool = False) -> None:
         self._kernel = kernel
@@ -81,7 +78,7 @@ class Nursery:
         self._cancelled: Cancelled | None = None
         self._children: dict[Task, None] = {}
         self._errors: list[BaseException] = []
-        self._joining = False
+        self._joining: Task | None = None
         self._pending_starts = 0
         self._state = "new"
 
@@ -100,17 +97,18 @@ class Nursery:
 
         The child gets a copy of the current context (`contextvars`). Cost: 0.5 us.
 
-        Args:
-            async_fn: an async function, or a generator function in generator style.
-            name: what the task is called in reports; otherwise the function's qualified name.
+        `async_fn` is an async function, or a generator function in generator style. `name` is what the task is called
+        in reports; otherwise it is the function's qualified name.
 
         Raises:
             RuntimeError: the nursery is closed, or not opened yet, or belongs to another thread's kernel.
-            TypeError: `async_fn` is not such a function (the message says what it was).
+            TypeError: `async_fn` is not such a function; the message says what it was.
         """
         if self._state != "open" or here.kernel is not self._kernel:
             self._refuse(async_fn)
-        self._spawn(call_async(async_fn, args), None if name is None else name_of(name))
+        task = Task(call_async(async_fn, args), copy_context(), self.cancel_scope, self, name)
+        self._children[task] = None
+        self._kernel.ready.append(task)
 
     @operation
     def start(self, async_fn: AsyncFn, *args: Any, name: object = None) -> Generator[Any, Any, Any]:
@@ -154,7 +152,7 @@ class Nursery:
             raise new_cancelled(caller.scope.why_cancelled())
         raise RuntimeError(f"{name_of(name or async_fn)} ended without calling task_status.started()")
 
-    def _spawn(self, coro: Coro, name: str | None) -> Task:
+    def _spawn(self, coro: Coro, name: object) -> Task:
         task = Task(coro, copy_context(), self.cancel_scope, self, name)
         self._children[task] = None
         self._kernel.ready.append(task)
@@ -172,11 +170,7 @@ class Nursery:
             if task.scope is old:
                 task.scope = new
             else:
-                scope = task.scope
-                while scope._parent is not old:
-                    assert scope._parent is not None
-                    scope = scope._parent
-                scope._parent = new
+                outermost_inside(task, old)._parent = new
         other._children.clear()
         propagate(self._kernel, moved)
 
@@ -186,7 +180,7 @@ class Nursery:
         if self._state == "new":
             raise RuntimeError("the nursery is not open yet: write `async with open_nursery() as nursery:`")
         raise RuntimeError(
-            f"{name_of(async_fn)} cannot be started: the nursery is closed. Its block has ended, and nothing may outlive it. "
+            f"{name_of(async_fn)} cannot be started: the nursery is closed. Its block has ended; nothing outlives it. "
             "Open the nursery in a caller that lives long enough, and pass it down."
         )
 
@@ -203,11 +197,10 @@ class Nursery:
     ) -> Operation[bool]:
         return self._close(exc)
 
-    def __enter__(self) -> NoReturn:
+    def __enter__(self, *exc_info: object) -> NoReturn:
         raise RuntimeError("write `async with open_nursery()`, not `with open_nursery()`")
 
-    def __exit__(self, *exc_info: object) -> NoReturn:
-        raise AssertionError("unreachable: __enter__ always raises")
+    __exit__ = __enter__  # never reached, but Python asks for it first
 
     def _open(self) -> None:
         if self._state != "new":
@@ -225,7 +218,7 @@ class Nursery:
         if exc is not None:
             self._failed(self.parent_task, exc)
         if self._children or self._pending_starts:
-            self._joining = True
+            self._joining = self._kernel.current
             yield _Join(self)
         else:
             self._kernel.budget -= 1
@@ -272,58 +265,33 @@ class Nursery:
 
     def _child_ended(self, task: Task, error: BaseException | None) -> None:
         """Called by the loop when a child has finished."""
-        del self._children[task]
+        children = self._children
+        del children[task]
         if error is not None:
             self._failed(task, error)
-        if self._joining and not self._children:
+        if not children and self._joining is not None:
             self._release_parent()
 
     def _release_parent(self) -> None:
-        """Wake the parent if it waits and there is nothing left to wait for. From this moment nobody can come in any
-        more.
-        """
-        if self._joining and not self._children and not self._pending_starts:
-            self._joining = False
+        """Wake the parent if it waits and nothing is left to wait for. From this moment on, nobody can come in."""
+        parent = self._joining
+        if parent is not None and not self._children and not self._pending_starts:
+            self._joining = None
             self._state = "closed"
-            self._kernel.wake(self.parent_task)
+            self._kernel.wake(parent)
 
 
 def open_nursery() -> Nursery:
-    """Make a nursery: `async with open_nursery() as nursery: ...`. In a plain generator: `yield from
-    within(open_nursery(), body)`.
+    """Make a nursery: `async with open_nursery() as nursery: ...`.
 
-    Entering is not a checkpoint. Leaving waits for the children; it is never a cancel point itself. What the block
-    and the children raised comes out as an `ExceptionGroup` (a `BaseExceptionGroup` if one of them was no
-    `Exception`).
+    Entering is not a checkpoint. Leaving waits for the children, and is never a cancel point itself. What the body and
+    the children raised comes out as an `ExceptionGroup`, a `BaseExceptionGroup` if one of them was no `Exception`.
 
     Raises:
         RuntimeError: called from outside any task.
     """
-    kernel = here.kernel or current_kernel("open_nursery()")
-    if kernel.current is None:
-        raise RuntimeError("open_nursery() was called from outside any task")
-    return Nursery(kernel, kernel.current)
-
-
-@operation
-def within(manager: AbstractAsyncContextManager[T], body: Callable[..., Any], *args: Any) -> Generator[Any, Any, Any]:
-    """`async with` for plain generators: enter `manager`, run `body(value, *args)` in it, leave, and return body's
-    result.
-
-        def dinner(nursery):
-            nursery.start_soon(cook, "soup")
-            yield from sleep(1)
-
-        yield from within(open_nursery(), dinner)
-
-    `body` is an async function or a generator function. Checkpoints and errors are those of the manager and the body.
-    """
-
-    async def run() -> Any:
-        async with manager as value:
-            return await _steps(call_async(body, (value, *args), "within"))
-
-    return (yield from run().__await__())
+    parent = current_task("open_nursery()")
+    return Nursery(current_kernel(), parent)
 
 
 # ---- start(): the child moves ---------------------------------------------------------------------
@@ -343,11 +311,8 @@ class TaskStatus(Generic[T]):
     def started(self, value: T | None = None) -> None:
         """Say that the task is up: `start()` returns `value`, and the task goes on in the nursery it was started for.
 
-        Not a checkpoint. If `start()` is being cancelled already, the task stays where it is and is cancelled with
-        it.
-
-        Raises:
-            RuntimeError: called a second time, or after `start()` has ended.
+        Not a checkpoint. If `start()` is being cancelled already, the task stays where it is and is cancelled with it.
+        Raises RuntimeError when called a second time, or after `start()` has ended.
         """
         if self._called:
             raise RuntimeError("task_status.started() was called a second time")
@@ -377,10 +342,7 @@ TASK_STATUS_IGNORED: Final = _IgnoredStatus()
 
 
 def call_async(async_fn: AsyncFn, args: tuple[Any, ...], how: str = "nursery.start_soon") -> Coro:
-    """Call `async_fn` and return the coroutine or generator it gives; otherwise say in a `TypeError` what was wrong.
-
-    `how` is what the user wrote, for the message.
-    """
+    """Call `async_fn` and return the coroutine or generator it gives. `how` is what the user wrote, for the errors."""
     try:
         coro = async_fn(*args)
     except TypeError:
@@ -399,7 +361,8 @@ def _no_async_function(given: object, how: str) -> TypeError:
         name = given.__name__
         given.close()  # or Python would warn as well that it was never awaited
         return TypeError(
-            f"{how} wants the function, but got what a call of it returned. Write {how}({name}, ...), not {how}({name}(...))."
+            f"{how} wants the function, but got the result of calling it. "
+            f"Write {how}({name}, ...), not {how}({name}(...))."
         )
     return TypeError(f"{how} wants an async function, not {given!r}")
 
@@ -424,9 +387,3 @@ def _wrong_result(async_fn: object, result: object, how: str) -> TypeError:
 
 async def _await(awaitable: Any) -> Any:
     return await awaitable
-
-
-@operation
-def _steps(coro: Coro) -> Generator[Any, Any, Any]:
-    """Make a plain generator fit for `await`."""
-    return (yield from coro.__await__() if isinstance(coro, Coroutine) else coro)

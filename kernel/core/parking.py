@@ -5,11 +5,8 @@ open it. Here the lot *is* the trap: `yield lot` arms it, which puts the task at
 cancellation aborts it, which takes the task out again wherever it stands. So nothing is allocated for a wait, and a
 sleeping task's `task.trap` names the lot, and through it what the task waits for.
 
-Rules:
-
-* First come, first served.
-* `unpark` commits: a task that was let go can no longer be cancelled out of its wait (rule 3: waking commits).
-* Taking one task out of the middle is not linear: the row is a dict, which keeps its order.
+First come, first served. `unpark` commits: who was let go can no longer be cancelled out of the wait. The row is a
+dict, which keeps its order, so taking one task out of the middle is not linear.
 """
 
 from __future__ import annotations
@@ -24,8 +21,6 @@ from .traps import Trap, operation
 
 if TYPE_CHECKING:
     from .loop import Kernel
-
-__all__ = ["ParkingLot", "ParkingLotStatistics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +51,13 @@ class ParkingLot(Trap):
 
     @operation
     def park(self) -> Generator[Any, Any, None]:
-        """Sleep here until let go. Always a cancel point and a schedule point; a cancellation leaves the row without a
-        trace.
-        """
+        """Sleep here until let go. Always a cancel point and a schedule point; a cancellation leaves no trace."""
         yield self
 
     def unpark(self, *, count: float = 1) -> list[Task]:
-        """Let the first `count` tasks go (`math.inf`: all) and return them. Not a checkpoint. Cost: constant for each.
+        """Let the first `count` tasks go (`math.inf`: all) and return them. Not a checkpoint.
 
-        Raises:
-            ValueError: `count` is neither a whole number from 0 up nor `math.inf`.
+        Raises ValueError for a `count` that is neither a whole number from 0 up nor `math.inf`.
         """
         tasks = self._first(count)
         kernel = current_kernel("ParkingLot.unpark()") if tasks else None
@@ -80,9 +72,7 @@ class ParkingLot(Trap):
         return self.unpark(count=inf)
 
     def repark(self, new_lot: ParkingLot, *, count: float = 1) -> None:
-        """Move the first `count` tasks to the end of `new_lot`'s row without waking them. Raises as `unpark`, and
-        TypeError for no lot.
-        """
+        """Move the first `count` tasks to the end of `new_lot`'s row without waking them. Errors as `unpark`'s."""
         if not isinstance(new_lot, ParkingLot):
             raise TypeError(f"repark() wants a ParkingLot to move to, not {new_lot!r}")
         for task in self._first(count):

@@ -3,8 +3,6 @@
 The core schedules, cancels and joins; it does not know what time it is or how the operating system reports readiness.
 It asks through these protocols. `kernel.boot` plugs in the real drivers; tests plug in a virtual clock, a recording
 poller or a ready queue that picks tasks in another order. A driver needs no base class: having the methods is enough.
-
-Who calls: only the kernel's thread, never two calls at once.
 """
 
 from __future__ import annotations
@@ -15,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from .loop import Kernel
     from .task import Task
-
-__all__ = ["READ", "WRITE", "Clock", "Direction", "Poller", "ReadyQueue", "Timed", "Timers"]
 
 Direction = Literal[0, 1]
 READ: Direction = 0
@@ -65,7 +61,7 @@ class Timers(Protocol):
         """The earliest deadline, or `inf`."""
 
     def expired(self, now: float) -> Iterable[Timed]:
-        """Take out all that is due at `now`, in order. One of them may `remove` a later one while they are gone through."""
+        """Take out all that is due at `now`, in order. Expiring one of them may `remove` a later one."""
 
     def __len__(self) -> int: ...
 

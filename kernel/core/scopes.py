@@ -13,90 +13,75 @@ Rules:
 * A scope is *cancelled* when `cancel()` was called on it or its deadline has passed, or when its parent is cancelled
   and it does not shield. This is kept in `scope.cancelled` and recomputed, downwards, only when something changes; so
   a cancel point is one attribute test: `task.scope.cancelled`.
-* Cancellation is level-triggered: while its innermost scope is cancelled, *every* cancel point of a task raises
-  `Cancelled`.
-* A scope swallows `Cancelled` if it was called itself and no cancellation is visible to it from outside; otherwise it
-  lets the exception pass, to be caught by the scope that it is meant for. A scope that nobody cancelled never
-  swallows anything.
-* A deadline costs nothing until it may matter: the timers driver sorts it in only when time is next looked at.
+* Cancellation is level-triggered: while its innermost scope is cancelled, *every* cancel point of a task raises.
+* A scope swallows `Cancelled` if it was called itself and no cancellation is visible to it from outside. Otherwise the
+  exception is meant for another scope and passes. A scope that nobody cancelled never swallows anything.
 
-There are no lists of child scopes or of tasks in a scope: a task's own scopes are a chain, and the nursery knows its
-tasks. Walking down from a scope uses those, and entering and leaving one writes two fields.
+No scope keeps a list of the scopes or tasks inside it: a task's own scopes are a chain, and a nursery knows its tasks.
+`propagate` walks down along those; entering and leaving a scope moves one pointer.
 """
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, isnan
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import Cancelled, CancelReason
-from .task import Task, current_kernel, here
+from .task import Task, current_kernel, current_task, here
 
 if TYPE_CHECKING:
     from .loop import Kernel
     from .nursery import Nursery
 
-__all__ = ["CancelScope", "current_effective_deadline", "leave_open_scopes", "propagate"]
 
 _DEADLINE: Final = CancelReason("deadline")
+_UNKNOWN: Final = CancelReason("unknown")
 
 _ADVICE: Final = (
-    "Scopes and nurseries must be left in the reverse of the order they were entered in, by the task that entered them. "
-    "The usual cause is an async generator or a fixture that yields from inside one: make it an async context manager instead."
+    "Scopes and nurseries must be left by the task that entered them, the innermost first. The usual cause is an async "
+    "generator or a fixture that yields from inside one: make it an async context manager instead."
 )
 
 
 class CancelScope:
-    """A block of code that can be cancelled: `with CancelScope() as scope: ...`, then `scope.cancel()` from anywhere in
-    the run.
+    """A block of code that can be cancelled: `with CancelScope() as scope: ...`, then `scope.cancel()` from anywhere.
 
-    It may be made, cancelled, and have its deadline and shield set before it is entered, in another task too. It can
-    be entered once. Entering and leaving are not checkpoints.
+    It may be cancelled, and its deadline and shield set, before it is entered, also by another task. It can be entered
+    once. Entering and leaving are not checkpoints.
 
     Args:
         deadline: absolute time on the kernel's clock, in seconds, at which the scope cancels itself.
         relative_deadline: the same as seconds from the moment of entering, not below 0. Not both.
         shield: whether cancellation from outside is kept out.
 
-    Raises:
-        ValueError: a deadline is NaN, the relative one is negative, or both are given.
-        TypeError: `shield` is no bool.
+    Raises ValueError for a deadline that is NaN or negative or given twice, TypeError for a `shield` that is no bool.
 
     Attributes:
         cancelled_caught: whether the block ended because this scope swallowed a `Cancelled`.
     """
 
+    # fmt: off
     __slots__ = (
-        "__weakref__",
-        # The user's wishes. not (_deadline < inf and _relative < inf); _relative == inf once entered.
-        "_called",
-        "_deadline",
-        # Set while entered. _state == "active" implies: self is in the chain from _task.scope.
-        "_kernel",
-        "_parent",
-        "_relative",
-        "_shield",
-        "_state",
-        "_task",
-        "_why",
-        # Derived. cancelled == _called or (not _shield and _parent.cancelled), while active.
-        "cancelled",
-        "cancelled_caught",
-        # Set by the nursery whose scope this is.
-        "nursery",
-        # The timers driver's. Among the timers, exactly while active and not _called and _deadline < inf.
-        "timer",
+        # The user's wishes. _relative == inf or (_deadline == inf and _state == "new")
+        "_called", "_why", "_deadline", "_relative", "_shield",
+        # Its place. _state is "new", "active", "exited" or "abandoned"; while "active", it is in _task's chain.
+        "_state", "_task", "_parent", "_kernel",
+        "nursery",  # whose scope it is, if any
+        # Derived: cancelled == _called or (_parent.cancelled and not _shield), while active.
+        "cancelled", "cancelled_caught",
+        # The timers driver's. In the timers exactly while active and not _called and _deadline < inf.
+        "timer", "__weakref__",
     )
+    # fmt: on
 
     def __init__(self, *, deadline: float = inf, relative_deadline: float = inf, shield: bool = False) -> None:
-        if deadline != inf or relative_deadline != inf:
-            _check_deadline(deadline, "deadline")
+        if deadline != inf:
+            _check_deadline(deadline)
+        if relative_deadline != inf:
             _check_relative(relative_deadline)
-            if deadline != inf and relative_deadline != inf:
-                raise ValueError(
-                    "give either deadline= (absolute) or relative_deadline= (seconds from entering), not both"
-                )
+            if deadline != inf:
+                raise ValueError("give either deadline= (absolute) or relative_deadline= (from entering), not both")
         if shield is not False:
             _check_shield(shield)
         self._deadline = deadline
@@ -118,22 +103,25 @@ class CancelScope:
     def __enter__(self) -> CancelScope:
         if self._state != "new":
             raise RuntimeError(
-                f"{self!r} was entered a second time; a scope serves one `with` block. Make a new CancelScope for each."
+                f"{self!r} was entered a second time: a scope serves one `with` block, make one for each"
             )
-        kernel = here.kernel or current_kernel("CancelScope")
-        task = kernel.current
+        kernel = here.kernel
+        task = kernel.current if kernel is not None else None
         if task is None:
-            raise RuntimeError("a CancelScope was entered outside any task")
-        if self._relative != inf:
-            self._deadline = kernel.clock.current_time() + self._relative
-            self._relative = inf
+            task = current_task("CancelScope")  # raises
+        assert kernel is not None
         parent = task.scope
         self._kernel = kernel
         self._task = task
         self._parent = parent
         self._state = "active"
-        if self._deadline != inf and not self._called:
-            self._start_timer(kernel)
+        if self._relative != inf or self._deadline != inf:
+            now = kernel.clock.current_time()
+            if self._relative != inf:
+                self._deadline = now + self._relative
+                self._relative = inf
+            if not self._called:
+                self._start_timer(kernel, now)
         self.cancelled = self._called or (parent.cancelled and not self._shield)
         task.scope = self
         return self
@@ -152,10 +140,6 @@ class CancelScope:
         if exc is None or not self._called or (parent.cancelled and not self._shield):
             return False
         return self._swallow(exc)
-
-    def _bind(self, kernel: Kernel, task: Task) -> None:
-        """Make this the scope at the root of everything: active from the start, never left."""
-        self._kernel, self._task, self._state = kernel, task, "active"
 
     def _retire(self) -> None:
         """The block is over: let go of everything."""
@@ -182,54 +166,38 @@ class CancelScope:
         try:
             raise rest
         finally:
-            # `raise` has set the context to `exc`, which we have just taken apart.
-            rest.__context__ = context
+            rest.__context__ = context  # `raise` has set it to `exc`, which we have just taken apart
             del rest, exc, ours, context
 
     def _leave_out_of_order(self, exc: BaseException | None) -> None:
-        """Somebody left this scope while it was not the innermost one of the running task.
-
-        The scope is taken out of its chain, wherever it stands there, and the scopes inside it stay in force; so this
-        one RuntimeError is all the harm, and everything else can be left in order.
+        """Take the scope out of its chain, wherever it stands. The scopes inside it stay in force and can be left in
+        order, so that one RuntimeError is all the harm.
         """
         if self._state == "abandoned":  # its task has ended and was told
             return
-        if self._state != "active":
+        task, parent = self._task, self._parent
+        if task is None or parent is None:
             raise RuntimeError(f"{self!r} was left without having been entered, or a second time. {_ADVICE}")
-        task, current = self._task, current_kernel("CancelScope").current
-        assert task is not None
-        self._splice_out()
+        current = current_kernel("CancelScope").current
+        if task.scope is self:
+            task.scope = parent
+            self._retire()
+        else:
+            inside = outermost_inside(task, self)
+            inside._parent = parent
+            self._retire()
+            inside._update()
         if current is task:
             raise RuntimeError(f"{self!r} was left before a scope or nursery inside it was. {_ADVICE}") from exc
         raise RuntimeError(f"{self!r} was entered by {task!r} but left by {current!r}. {_ADVICE}") from exc
 
-    def _splice_out(self) -> None:
-        task, parent = self._task, self._parent
-        assert task is not None
-        assert parent is not None
-        if task.scope is self:
-            task.scope = parent
-            above = parent
-        else:
-            above = task.scope
-            while above._parent is not self:
-                assert above._parent is not None
-                above = above._parent
-            above._parent = parent
-        self._retire()
-        above._update()
-
     # ---- cancelling ---------------------------------------------------------------------------
 
     def cancel(self, reason: str | None = None) -> None:
-        """Cancel the scope: from now on every cancel point inside raises `Cancelled`, and what sleeps inside wakes with
-        it.
+        """Cancel the scope: every cancel point inside raises `Cancelled` from now on; who sleeps inside wakes with it.
 
-        Not a checkpoint; calling it again does nothing. Pending deadlines of the scope end. Cost: proportional to the
-        scopes and tasks inside.
-
-        Args:
-            reason: shown by the `Cancelled` it causes.
+        Not a checkpoint; calling it again does nothing. The scope's deadline ends. `Cancelled` will show the `reason`.
+        Cost: proportional to the scopes and tasks inside.
 
         Raises:
             TypeError: `reason` is no string.
@@ -251,9 +219,7 @@ class CancelScope:
         kernel = self._kernel
         if kernel is not None:
             if here.kernel is not kernel:
-                raise RuntimeError(
-                    "a scope was cancelled from outside its kernel's thread; ask the kernel to do it there"
-                )
+                raise RuntimeError("a scope was cancelled from outside its kernel's thread; have the kernel do it")
             if self._deadline != inf:
                 kernel.timers.remove(self)
         self._called = True
@@ -262,21 +228,31 @@ class CancelScope:
             self._update()
 
     def expire(self, kernel: Kernel) -> None:
-        """The deadline has passed (called by the loop; the timer is gone)."""
+        """The deadline has passed, and the timer is gone. Called by the loop."""
         self._called = True
         self._why = _DEADLINE
         self._update()
 
     def _update(self) -> None:
         """Something about this scope has changed: bring `cancelled` up to date here and below."""
-        if self._task is not None and self._kernel is not None:
-            propagate(self._kernel, [(self._task, self._parent)])
+        kernel, task, parent = self._kernel, self._task, self._parent
+        if kernel is None or task is None:
+            return
+        if task.scope is not self or self.nursery is not None:
+            propagate(kernel, [(task, parent)])
+            return
+        # Nothing below, as with nearly every timeout: the same for this scope alone. Saves 0.7 of 5 us when one fires.
+        cancelled = self._called or (parent is not None and parent.cancelled and not self._shield)
+        if cancelled != self.cancelled:
+            self.cancelled = cancelled
+            if cancelled:
+                kernel.interrupt(task)
 
-    def why_cancelled(self) -> CancelReason | None:
+    def why_cancelled(self) -> CancelReason:
         """The reason given to the scope that will catch a `Cancelled` raised here: the outermost one in sight."""
-        why, scope = None, self
+        why, scope = _UNKNOWN, self
         while True:
-            if scope._called:
+            if scope._why is not None:
                 why = scope._why
             if scope._shield or scope._parent is None:
                 return why
@@ -284,47 +260,40 @@ class CancelScope:
 
     # ---- deadline and shield ------------------------------------------------------------------
 
-    def _start_timer(self, kernel: Kernel) -> None:
-        """The scope is active, uncalled, and has a deadline: wait for it, or cancel if it has passed."""
-        if self._deadline <= kernel.clock.current_time():
+    def _start_timer(self, kernel: Kernel, now: float) -> None:
+        """The scope is active, uncalled, and has a deadline: wait for it, or be called if it has passed."""
+        if self._deadline <= now:
             self._called = True
             self._why = _DEADLINE
         else:
             kernel.timers.add(self._deadline, self)
 
     def _set_deadline(self, deadline: float) -> None:
-        waits = self._state == "active" and not self._called
-        if waits and self._deadline != inf:
-            assert self._kernel is not None
-            self._kernel.timers.remove(self)
+        kernel = None if self._called else self._kernel  # None: no timer is running, and none will
+        if kernel is not None and self._deadline != inf:
+            kernel.timers.remove(self)
         self._deadline = deadline
-        if waits and deadline != inf:
-            assert self._kernel is not None
-            self._start_timer(self._kernel)
-            if self._called:
-                self._update()
+        if kernel is not None and deadline != inf:
+            self._start_timer(kernel, kernel.clock.current_time())
+            self._update()
 
     @property
     def deadline(self) -> float:
-        """Absolute time on the kernel's clock at which the scope cancels itself; `inf` for never. Settable at any time.
-
-        A past time cancels at once. Raises RuntimeError while the scope is unentered and has a relative deadline,
-        ValueError for NaN.
+        """When the scope cancels itself, on the kernel's clock; `inf` for never. Settable; a past time cancels at once.
+        Raises RuntimeError while the scope is unentered and has a relative deadline, ValueError for NaN.
         """
         self._refuse_relative()
         return self._deadline
 
     @deadline.setter
     def deadline(self, deadline: float) -> None:
-        _check_deadline(deadline, "deadline")
+        _check_deadline(deadline)
         self._refuse_relative()
         self._set_deadline(float(deadline))
 
     @property
     def relative_deadline(self) -> float:
-        """Seconds until the deadline: from entering while unentered, from now afterwards. Settable likewise; not below
-        0.
-
+        """Seconds to the deadline: from entering while unentered, from now afterwards. Settable likewise, not below 0.
         Raises RuntimeError while the scope is unentered and has an absolute deadline.
         """
         if self._state != "new":
@@ -348,17 +317,15 @@ class CancelScope:
 
     def _refuse_relative(self) -> None:
         if self._relative != inf:
-            raise RuntimeError("this scope has a relative deadline and was not entered yet: it has no absolute one")
+            raise RuntimeError("the scope has a relative deadline and was not entered yet: it has no absolute one")
 
     def _refuse_absolute(self) -> None:
         if self._deadline != inf:
-            raise RuntimeError("this scope has an absolute deadline and was not entered yet: it has no relative one")
+            raise RuntimeError("the scope has an absolute deadline and was not entered yet: it has no relative one")
 
     @property
     def shield(self) -> bool:
-        """Whether cancellation from outside is kept out. Settable at any time; lowering it lets a waiting cancellation
-        in at once.
-        """
+        """Whether cancellation from outside is kept out. Settable; lowered, it lets a waiting one in at once."""
         return self._shield
 
     @shield.setter
@@ -370,9 +337,7 @@ class CancelScope:
 
     @property
     def cancel_called(self) -> bool:
-        """Whether `cancel()` was called or the deadline has passed. Looks at the clock, so that it is right between
-        checkpoints too.
-        """
+        """Whether `cancel()` was called or the deadline has passed; looks at the clock, not only at checkpoints."""
         if not self._called and self._deadline != inf and self._state in ("new", "active"):
             kernel = self._kernel or here.kernel
             if kernel is not None and self._deadline <= kernel.clock.current_time():
@@ -386,22 +351,26 @@ class CancelScope:
         elif self._relative != inf:
             parts.append(f"deadline {self._relative:g} s after entering")
         elif self._deadline != inf:
-            kernel = self._kernel or here.kernel
-            if kernel is None:
-                parts.append(f"deadline {self._deadline:.3f}")
-            else:
-                parts.append(f"deadline in {self._deadline - kernel.clock.current_time():.3f} s")
+            parts.append(f"deadline {self._deadline:.3f}")
         if self._shield:
             parts.append("shielded")
         return f"<CancelScope at {id(self):#x}, {', '.join(parts)}>"
+
+
+def outermost_inside(task: Task, scope: CancelScope) -> CancelScope:
+    """The scope in `task`'s chain whose parent is `scope`."""
+    inside = task.scope
+    while inside._parent is not scope:
+        assert inside._parent is not None
+        inside = inside._parent
+    return inside
 
 
 def propagate(kernel: Kernel, reached: list[tuple[Task, CancelScope | None]]) -> None:
     """Recompute `cancelled` down the tree, and interrupt the tasks that cancellation has newly reached.
 
     Each entry of `reached` is a task and the scope up to which all is settled: its chain is recomputed from there
-    inwards. Where a scope does not change, nothing below it does. Breadth first, without recursion; children in the
-    order they were started.
+    inwards. Where a scope does not change, nothing below it does. Breadth first; children in the order of their start.
     """
     for task, settled in reached:
         chain = []
@@ -426,8 +395,7 @@ def propagate(kernel: Kernel, reached: list[tuple[Task, CancelScope | None]]) ->
 def leave_open_scopes(task: Task, base: CancelScope, error: BaseException | None) -> BaseException:
     """`task` has ended, with `error` or well, inside scopes that it never left. Close them; return what to raise.
 
-    Children of a nursery left open go to the nursery that `task` itself ran in, which the error returned here will
-    cancel.
+    Children of a nursery left open go to the nursery of `task` itself, which the error returned here will cancel.
     """
     innermost = task.scope
     while task.scope is not base:
@@ -447,18 +415,11 @@ def leave_open_scopes(task: Task, base: CancelScope, error: BaseException | None
 
 
 def current_effective_deadline() -> float:
-    """The earliest deadline that holds for the running task, as an absolute time; `-inf` if it is cancelled already,
-    `inf` for none.
+    """The earliest deadline that holds for the running task, as an absolute time; `inf` for none, `-inf` if cancelled.
 
-    Not a checkpoint. Cost: the number of scopes in sight.
-
-    Raises:
-        RuntimeError: called from outside any task.
+    Not a checkpoint. Cost: the number of scopes in sight. Raises RuntimeError outside any task.
     """
-    task = current_kernel("current_effective_deadline()").current
-    if task is None:
-        raise RuntimeError("current_effective_deadline() was called from outside any task")
-    deadline, scope = inf, task.scope
+    deadline, scope = inf, current_task("current_effective_deadline()").scope
     while True:
         deadline = min(deadline, scope._deadline)
         if scope._called:
@@ -468,15 +429,14 @@ def current_effective_deadline() -> float:
         scope = scope._parent
 
 
-def _check_deadline(deadline: float, what: str) -> None:
-    if deadline != deadline:
-        raise ValueError(f"{what} must not be NaN")
+def _check_deadline(deadline: float) -> None:
+    if isnan(deadline):
+        raise ValueError("deadline must not be NaN")
 
 
 def _check_relative(seconds: float) -> None:
-    _check_deadline(seconds, "relative_deadline")
-    if seconds < 0:
-        raise ValueError(f"relative_deadline must not be negative, but is {seconds!r}")
+    if not seconds >= 0:
+        raise ValueError(f"relative_deadline must be a number of seconds from 0 up, not {seconds!r}")
 
 
 def _check_shield(shield: bool) -> None:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from .scopes import CancelScope
     from .traps import Trap
 
-__all__ = ["Coro", "Task", "current_kernel", "current_task", "here", "name_of"]
 
 Coro = Coroutine[Any, Any, Any] | Generator[Any, Any, Any]
 
@@ -49,37 +48,27 @@ class Task:
         custom_sleep_data: for whoever put it to sleep; the kernel never reads it.
     """
 
+    # fmt: off
     __slots__ = (
-        "__weakref__",
-        "_name",
-        # Set once.
-        "context",
-        "coro",
-        "send",
-        # Free for all.
-        "custom_sleep_data",
-        # The nursery's and the scopes': where the task stands in the tree.
-        "eventual_parent_nursery",
-        "parent_nursery",
-        "scope",
-        # The loop's: see the table above.
-        "step",
-        "trap",
-        "value",
+        "coro", "send", "context", "_name",                      # set once
+        "scope", "parent_nursery", "eventual_parent_nursery",    # the scopes' and nurseries': its place in the tree
+        "trap", "step", "value",                                 # the loop's: see the table above
+        "custom_sleep_data", "__weakref__",
     )
+    # fmt: on
 
     def __init__(
-        self, coro: Coro, context: Context, scope: CancelScope, nursery: Nursery | None, name: str | None
+        self, coro: Coro, context: Context, scope: CancelScope, nursery: Nursery | None, name: object = None
     ) -> None:
         self.coro = coro
         # Looked up once: `coro.send` would build a new bound method at every step (30 of 160 ns).
-        self.send: Callable[[Any], Any] = coro.send
+        self.send = send = coro.send
         self.context = context
         self.scope = scope
         self.parent_nursery = nursery
         self.eventual_parent_nursery: Nursery | None = None
         self.trap: Trap | None = None
-        self.step: Callable[[Any], Any] | None = self.send  # even a cancelled task runs to its first checkpoint
+        self.step: Callable[[Any], Any] | None = send  # even a cancelled task runs to its first checkpoint
         self.value: Any = None
         self.custom_sleep_data: Any = None
         self._name = name
@@ -87,7 +76,7 @@ class Task:
     @property
     def name(self) -> str:
         """What `start_soon(..., name=)` said, or the function's qualified name. Settable."""
-        return self._name or name_of(self.coro)
+        return name_of(self.coro if self._name is None else self._name)
 
     @name.setter
     def name(self, name: str) -> None:
@@ -125,8 +114,7 @@ class Task:
     def iter_await_frames(self) -> Iterator[tuple[FrameType, int]]:
         """The task's stack while it does not run, outermost first, as (frame, line number).
 
-        Follows `await` and `yield from` through coroutines, generators and async generators. It stops at an object
-        written in C, which has no frame.
+        Follows `await` and `yield from` through coroutines, generators and async generators, up to an object in C.
         """
         awaiting: Any = self.coro
         while awaiting is not None:
@@ -149,7 +137,7 @@ class Task:
 
 
 def _behind_wrapper(awaiting: Any) -> Any:
-    """`coro.__await__()`, `agen.__anext__()` and `agen.asend()` return objects without a frame that hold one that has."""
+    """`coro.__await__()`, `agen.__anext__()` and the like return objects without a frame that hold one that has."""
     import gc  # Only for stack dumps; the garbage collector is the one that knows what a C object refers to.
 
     for referent in gc.get_referents(awaiting):
@@ -191,13 +179,13 @@ def current_kernel(what: str = "this function") -> Kernel:
     return kernel
 
 
-def current_task() -> Task:
-    """The task that is running.
+def current_task(what: str = "current_task()") -> Task:
+    """The task that is running. `what` is named in the error.
 
     Raises:
         RuntimeError: called from outside any task.
     """
-    task = current_kernel("current_task()").current
+    task = current_kernel(what).current
     if task is None:
-        raise RuntimeError("current_task() was called from outside any task (a callback of the kernel's own?)")
+        raise RuntimeError(f"{what} was used in a kernel, but outside any of its tasks")
     return task

@@ -11,16 +11,12 @@ happens:
   back", and the task sleeps on until it is woken.
 
 That is all a trap is. The loop knows none of the classes below, so a trap of your own, in your own module, is their
-equal: see docs/traps.md, which builds one. If `arm` raises, the task never slept and the `yield` raises that. `arm`
-may call `wake` at once, if there is nothing to wait for after all.
+equal; docs/traps.md builds one. If `arm` raises, the task never slept and the `yield` raises that. `arm` may call
+`wake` at once, if there is nothing to wait for after all. One trap is spelled without an object: a bare `yield None` is
+a checkpoint, "let the others run". It is the commonest, and the loop handles it inline.
 
-One trap is spelled without an object: a bare `yield None` is a checkpoint, "let the others run". It is the commonest
-and the loop handles it inline.
-
-Every function here works from both worlds, `await sleep(1)` in an `async def` and `yield from sleep(1)` in a plain
-generator, because it *is* a generator, marked by `operation` as fit for `await`. No other file of the package
-contains a bare `yield` that reaches the kernel, save the one-line `yield self` of traps that live beside what they
-wait for.
+Every function here works in both worlds, `await sleep(1)` in an `async def` and `yield from sleep(1)` in a plain
+generator, because it *is* a generator, marked by `operation` as fit for `await`.
 """
 
 from __future__ import annotations
@@ -32,30 +28,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar
 
 from .errors import ClosedResourceError
 from .ports import READ, WRITE, Direction
-from .task import Task, current_kernel
+from .task import Task, current_kernel, here
 
 if TYPE_CHECKING:
     from .loop import Kernel
 
-__all__ = [
-    "Operation",
-    "Park",
-    "SleepUntil",
-    "Trap",
-    "WaitReadable",
-    "WaitWritable",
-    "cancel_shielded_checkpoint",
-    "checkpoint",
-    "checkpoint_if_cancelled",
-    "consume_budget",
-    "notify_closing",
-    "operation",
-    "sleep",
-    "sleep_forever",
-    "sleep_until",
-    "wait_readable",
-    "wait_writable",
-]
 
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
@@ -93,7 +70,7 @@ class Trap:
         raise NotImplementedError
 
     def abort(self, kernel: Kernel, task: Task) -> bool:
-        """The task is being cancelled: take the arrangement back and return True, or return False to let it sleep on."""
+        """The task is being cancelled: take the arrangement back and return True; or False, to let it sleep on."""
         raise NotImplementedError
 
     def __iter__(self) -> Generator[Any, Any, Any]:
@@ -207,9 +184,8 @@ _PASS = _Pass()
 def checkpoint() -> Generator[Any, Any, None]:
     """Let every other ready task run once, and be cancelled if need be. Always a cancel point, always a schedule point.
 
-    As it hands out nothing, a cancellation leaves nothing behind, and it is delivered even when it comes while this
-    task queues for its turn. Cost: one pass of the loop, 0.15 us. Works as `yield from checkpoint()` too, as all of
-    these do.
+    A cancellation leaves nothing behind, and is delivered even if it comes while this task queues for its turn. Cost: a
+    step of the loop, 0.15 us.
     """
     yield None
 
@@ -233,10 +209,9 @@ def consume_budget() -> Generator[Any, Any, None]:
     """A checkpoint that yields only when it must: what an operation calls when it did not need to block.
 
     Always a cancel point. A schedule point once the running step has used up its budget of operations, so that a task
-    that never blocks still lets the others run, at a small part of a checkpoint's price. The name and the idea are
-    tokio's (`tokio::task::coop`).
+    that never blocks still lets the others run. The name and the idea are tokio's (`tokio::task::coop`).
     """
-    kernel = current_kernel("consume_budget()")
+    kernel = here.kernel or current_kernel("consume_budget()")
     kernel.budget -= 1
     assert kernel.current is not None
     if kernel.budget < 0 or kernel.current.scope.cancelled:
@@ -255,7 +230,7 @@ def sleep_until(deadline: float) -> Generator[Any, Any, None]:
     """
     if isnan(deadline):
         raise ValueError("deadline must not be NaN")
-    kernel = current_kernel("sleep_until()")
+    kernel = here.kernel or current_kernel("sleep_until()")
     if deadline == inf:
         yield _FOREVER
     elif deadline <= kernel.clock.current_time():
@@ -268,15 +243,14 @@ def sleep_until(deadline: float) -> Generator[Any, Any, None]:
 def sleep(seconds: float) -> Generator[Any, Any, None]:
     """Sleep for `seconds`, a number not below 0. `sleep(0)` is a `checkpoint`.
 
-    Always a cancel point and a schedule point. Never shorter than asked; longer by up to the poller's resolution (1
-    ms with epoll) plus the wait for its turn. A cancellation leaves nothing behind. Cost: about 1 us and one entry
-    among the timers.
+    Always a cancel point and a schedule point. Never shorter than asked; longer by up to the poller's resolution (1 ms
+    with epoll) plus the wait for its turn. A cancellation leaves nothing behind. Cost: about 1 us and a timer.
 
     Raises:
         ValueError: `seconds` is negative or NaN.
         RuntimeError: used outside the kernel.
     """
-    kernel = current_kernel("sleep()")
+    kernel = here.kernel or current_kernel("sleep()")
     if 0 < seconds < inf:
         yield SleepUntil(kernel.clock.current_time() + seconds)
     elif seconds == 0:
@@ -290,47 +264,41 @@ def sleep(seconds: float) -> Generator[Any, Any, None]:
 @operation
 def sleep_forever() -> Generator[Any, Any, None]:
     """Sleep until cancelled. Always a cancel point and a schedule point."""
-    current_kernel("sleep_forever()")
+    _ = here.kernel or current_kernel("sleep_forever()")
     yield _FOREVER
 
 
 @operation
 def wait_readable(fd: FileDescriptorLike) -> Generator[Any, Any, None]:
-    """Wait until `fd`, a number or an object with `fileno()`, can be read without blocking, or has an error or end of
-    file to show.
+    """Wait until `fd` can be read without blocking, or has an error or end of file to show.
 
-    Always a cancel point and a schedule point. A cancellation leaves nothing behind. The wake-up is a hint: put the
-    descriptor in non-blocking mode and be ready for `BlockingIOError`, for somebody else may have read first.
+    `fd` is a number or an object with `fileno()`. Always a cancel point and a schedule point. A cancellation leaves
+    nothing behind. The wake-up is a hint: use non-blocking mode, and be ready for `BlockingIOError`, for somebody else
+    may have read first.
 
     Raises:
         BusyResourceError: another task waits to read this fd already.
-        ClosedResourceError: `fd` is a closed file or socket, or was closed while waiting by someone who called
-            `notify_closing`.
-        OSError: `EBADF`, the number is not open; `EPERM`, a regular file, which is always ready and can't be waited
-            for.
+        ClosedResourceError: the file is closed, or was closed meanwhile by somebody who called `notify_closing`.
+        OSError: `EBADF`, the number is not open; `EPERM`, a regular file: always ready, so it can't be waited for.
         ValueError: a negative number.
         RuntimeError: used outside the kernel.
     """
-    current_kernel("wait_readable()")
+    _ = here.kernel or current_kernel("wait_readable()")
     yield WaitReadable(_fileno(fd, "wait_readable"))
 
 
 @operation
 def wait_writable(fd: FileDescriptorLike) -> Generator[Any, Any, None]:
     """Wait until `fd` can be written without blocking, or has an error to show. Otherwise as `wait_readable`."""
-    current_kernel("wait_writable()")
+    _ = here.kernel or current_kernel("wait_writable()")
     yield WaitWritable(_fileno(fd, "wait_writable"))
 
 
 def notify_closing(fd: FileDescriptorLike) -> None:
-    """Say that `fd` is about to be closed: whoever waits on it wakes with `ClosedResourceError`. Call it *before*
-    closing.
-
-    Not a checkpoint.
+    """Call this before closing `fd`: whoever waits on it wakes with `ClosedResourceError`. Not a checkpoint.
 
     Raises:
-        ClosedResourceError: `fd` is closed already. Its number may belong to another file by now, so nothing can be
-            done.
+        ClosedResourceError: `fd` is closed already. Its number may belong to another file by now: it is too late.
         ValueError: a negative number.
         RuntimeError: used outside the kernel.
     """

@@ -9,9 +9,7 @@ __all__ = ["MonotonicClock"]
 
 
 class MonotonicClock:
-    """`time.monotonic()`: seconds from an unspecified start, unaffected by changes of the date. On Linux it stands still
-    during suspend.
-    """
+    """`time.monotonic()`: unaffected by changes of the date. On Linux it stands still during a suspend."""
 
     autojump_threshold = inf
 

@@ -47,7 +47,8 @@ class _Waiters:
             pair = self._waiting[fd] = [None, None]
         elif pair[direction] is not None:
             raise BusyResourceError(
-                f"fd {fd} is waited on by {pair[direction]!r} already. Only one task at a time may wait to {_DOING[direction]} a file; put a lock around it."
+                f"fd {fd} is waited on by {pair[direction]!r} already. Only one task at a time may wait to "
+                f"{_DOING[direction]} a file: put a lock around it."
             )
         pair[direction] = task
         try:
@@ -113,7 +114,7 @@ def _explain(error: BaseException, fd: int) -> None:
     number = getattr(error, "errno", None)
     if number == errno.EPERM:
         error.add_note(
-            f"fd {fd} is a regular file or a directory: always ready, so there is nothing to wait for. Read it in a thread."
+            f"fd {fd} is a regular file or a directory: always ready, nothing to wait for. Read it in a thread."
         )
     elif number == errno.EBADF:
         error.add_note(f"fd {fd} is not open: was it closed while it was still in use?")
@@ -125,9 +126,7 @@ if sys.platform == "linux":
     EPOLLONESHOT: Final = select.EPOLLONESHOT
 
     class EpollPoller(_Waiters):
-        """Linux. A registration is made once per fd and re-armed for each wait; a cancelled wait costs no system call at
-        all.
-        """
+        """Linux. A registration is made once per fd and re-armed for each wait. Taking a wait back costs nothing."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -216,7 +215,7 @@ if sys.platform != "linux" and hasattr(select, "kqueue"):
 
 
 class SelectorPoller(_Waiters):
-    """Any system, on a selector of the standard library, which is registered for each wait and unregistered after it."""
+    """Any system, on a selector of the standard library. An fd is registered for each wait, unregistered after it."""
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
         super().__init__()
@@ -260,7 +259,7 @@ class SelectorPoller(_Waiters):
         try:
             return self._selector.select(None if timeout == inf else _milliseconds(timeout) / 1000)
         except (OSError, ValueError):
-            # select() refuses the whole set because of one fd that was closed. Report just those: their owners will find out.
+            # select() refuses the whole set because of one closed fd. Report just those: their owners will find out.
             closed = [(key, key.events) for key in self._selector.get_map().values() if not _is_open(key.fd)]
             if not closed:
                 raise

@@ -29,17 +29,18 @@ _DUE: Final = (inf, -1, None)
 
 
 class SortedTimers:
-    """See the module's text. A `timed` object is in one of: nothing, fresh, the list (`timer` is its entry), due (`timer
-    is _DUE`).
-    """
+    """See above. A `timed` is nowhere, fresh, in the list (`timer` is its entry) or due (`timer is _DUE`)."""
 
     def __init__(self) -> None:
         self._fresh: dict[Timed, float] = {}
+        self._soonest = inf  # all(self._soonest <= deadline for deadline in _fresh.values())
         self._sorted: SortedList[Entry] = SortedList()
         self._numbers = count()
 
     def add(self, deadline: float, timed: Timed) -> None:
         self._fresh[timed] = deadline
+        if deadline < self._soonest:
+            self._soonest = deadline
 
     def remove(self, timed: Timed) -> None:
         if self._fresh.pop(timed, None) is not None:
@@ -54,8 +55,9 @@ class SortedTimers:
         return self._sorted[0][0] if self._sorted else inf
 
     def expired(self, now: float) -> Iterator[Timed]:
-        if self.next_deadline() > now:
+        if now < self._soonest and not (self._sorted and self._sorted[0][0] <= now):
             return iter(())
+        self._sort_in()
         return self._take(now)
 
     def _take(self, now: float) -> Iterator[Timed]:
@@ -76,6 +78,7 @@ class SortedTimers:
             timed.timer = entry = (deadline, next(self._numbers), timed)
             entries.append(entry)
         self._fresh.clear()
+        self._soonest = inf
         self._sorted.update(entries)
 
     def __len__(self) -> int:

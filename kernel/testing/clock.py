@@ -95,4 +95,5 @@ class MockClock:
             self._virtual_base += ahead
 
     def __repr__(self) -> str:
-        return f"<MockClock, time={self.current_time():.7f}, rate={self._rate:g}, autojump_threshold={self._autojump_threshold:g}>"
+        threshold = self._autojump_threshold
+        return f"<MockClock, time={self.current_time():.7f}, rate={self._rate:g}, autojump_threshold={threshold:g}>"

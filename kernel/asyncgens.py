@@ -22,17 +22,13 @@ import logging
 import sys
 import warnings
 import weakref
-from collections import deque
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from .scopes import CancelScope
-from .task import name_of
-
-if TYPE_CHECKING:
-    from .loop import Kernel
-
-__all__ = ["AsyncGenerators"]
+from .core.loop import Kernel
+from .core.scopes import CancelScope
+from .core.task import name_of
 
 AsyncGen = AsyncGenerator[Any, Any]
 
@@ -44,42 +40,34 @@ class AsyncGenerators:
         self._kernel = kernel
         self._alive: weakref.WeakKeyDictionary[AsyncGen, int] = weakref.WeakKeyDictionary()
         self._seen = 0
-        # Filled from the garbage collector, at any moment and in any thread: a deque, whose append is one atomic step.
-        self.orphans: deque[AsyncGen] = deque()
-        self._hooks: Any = None
+        self._previous: Any = None
 
     def install(self) -> None:
-        self._hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(firstiter=self._first_iterated, finalizer=self.orphans.append)
+        self._previous = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=self._first_iterated, finalizer=self._abandoned)
 
     def restore(self) -> None:
-        sys.set_asyncgen_hooks(*self._hooks)
+        sys.set_asyncgen_hooks(*self._previous)
 
     def _first_iterated(self, agen: AsyncGen) -> None:
         self._alive[agen] = self._seen
         self._seen += 1
 
-    def close_orphans(self) -> None:
-        """Start a task for each abandoned generator. Called by the loop between steps."""
+    def _abandoned(self, agen: AsyncGen) -> None:
+        """Called by the garbage collector: at any moment, in any thread. What it raises is reported and ignored."""
+        self._kernel.soon.append(partial(self._start_closing, agen))
+        warnings.warn(
+            f"async generator {name_of(agen)!r} was abandoned before it was exhausted; "
+            "iterate over it inside `async with contextlib.aclosing(...)`",
+            ResourceWarning,
+            stacklevel=2,
+            source=agen,
+        )
+
+    def _start_closing(self, agen: AsyncGen) -> None:
+        self._alive.pop(agen, None)
         nursery = self._kernel.system_nursery
-        while self.orphans:
-            agen = self.orphans.popleft()
-            self._alive.pop(agen, None)
-            if nursery is None or nursery._state != "open":
-                warnings.warn(
-                    f"async generator {name_of(agen)!r} was abandoned too late to be closed",
-                    ResourceWarning,
-                    2,
-                    source=agen,
-                )
-                continue
-            warnings.warn(
-                f"async generator {name_of(agen)!r} was garbage collected before it was exhausted; "
-                "use it inside `async with contextlib.aclosing(...)`",
-                ResourceWarning,
-                stacklevel=2,
-                source=agen,
-            )
+        if nursery is not None and nursery._state == "open":  # otherwise the run is over, and it stays as it is
             nursery.start_soon(self._close, agen, name=f"close {name_of(agen)}")
 
     async def close_all(self) -> None:
@@ -95,4 +83,4 @@ class AsyncGenerators:
             try:
                 await agen.aclose()
             except Exception:
-                logging.getLogger(__name__).exception("closing the abandoned async generator %r failed", name_of(agen))
+                logging.getLogger(__name__).exception("closing the abandoned %r failed", name_of(agen))
