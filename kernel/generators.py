@@ -12,9 +12,9 @@ An `async def` calls a generator function of yours with `await` once that is mar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
 
 from .core.nursery import call_async
 from .core.task import Coro
@@ -22,11 +22,21 @@ from .core.traps import operation
 
 __all__ = ["within"]
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class AsyncManager(Protocol[T_co]):
+    """What `async with` takes."""
+
+    def __aenter__(self) -> Awaitable[T_co]: ...
+
+    def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
+    ) -> Awaitable[bool | None]: ...
 
 
 @operation
-def within(manager: AbstractAsyncContextManager[T], body: Callable[..., Any], *args: Any) -> Generator[Any, Any, Any]:
+def within(manager: AsyncManager[T_co], body: Callable[..., Any], *args: Any) -> Generator[Any, Any, Any]:
     """`async with manager as value`, for generators: run `body(value, *args)` inside and return its result.
 
         def dinner(nursery):

@@ -7,7 +7,7 @@ none of these but a `RuntimeError`, `TypeError` or `ValueError` that says what t
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 Source = Literal["deadline", "explicit", "nursery", "KeyboardInterrupt", "shutdown", "unknown"]
 
@@ -75,6 +75,9 @@ class Cancelled(BaseException):
     @property
     def reason(self) -> str | None:
         return self._why.reason
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("Cancelled cannot be pickled or copied: it belongs to one scope of one run")
 
     def __str__(self) -> str:
         return f"cancelled by {self._why}"

@@ -35,7 +35,7 @@ from .errors import CancelReason, KernelInternalError, new_cancelled
 from .nursery import AsyncFn, Nursery, call_async, open_nursery
 from .ports import Clock, Poller, ReadyQueue, Timers
 from .scopes import CancelScope, leave_open_scopes
-from .task import Coro, Task, here, name_of
+from .task import Coro, Task, current_task, here, name_of
 
 STRIDE: Final = 61
 """Steps between two looks at the poller and the timers."""
@@ -45,6 +45,9 @@ PASS_TIME: Final = 0.001
 
 BUDGET: Final = 128
 """How many operations a step may do that need not block before one of them yields all the same (tokio's number)."""
+
+
+_BROKEN: Final = "the kernel or one of its drivers broke"
 
 
 class Kernel:
@@ -60,6 +63,7 @@ class Kernel:
         self.timers = timers
         self.poller = poller
         self.ready = ready
+        self.running = False
         # The step that runs. `current` is None between steps; a `budget` below 0 means the step has had its share.
         self.current: Task | None = None
         self.budget = BUDGET
@@ -76,7 +80,7 @@ class Kernel:
         self._interrupted: KeyboardInterrupt | None = None
         # How many steps a pass may have, and when the last one ended.
         self._stride = STRIDE
-        self._passed_at = -inf
+        self._passed_at = 0.0
 
     # ---- what traps and primitives call ---------------------------------------------------------
 
@@ -101,16 +105,17 @@ class Kernel:
 
         A task at a checkpoint is not asleep; it sees for itself when its turn comes.
         """
-        trap = task.trap
-        if trap is None:
+        trap, reason = task.trap, task.scope.cancelled
+        if trap is None or reason is None:
             return
         try:
             if not trap.abort(self, task):
                 return
-            error: BaseException = new_cancelled(task.scope.why_cancelled())
+            error: BaseException = new_cancelled(reason)
         except BaseException as failure:  # a bug in the trap: its task gets to know, and the others are still cancelled
-            error = failure
-        self.wake(task, error=error)
+            error = _without_our_frame(failure)
+        if task.trap is trap:  # abort has not woken it itself
+            self.wake(task, error=error)
 
     # ---- one pass -------------------------------------------------------------------------------
 
@@ -134,8 +139,8 @@ class Kernel:
                     task.step = None
                     trap = task.context.run(step, task.value)
                     task.value = None
-                elif task.scope.cancelled:
-                    trap = task.context.run(task.coro.throw, new_cancelled(task.scope.why_cancelled()))
+                elif (reason := task.scope.cancelled) is not None:
+                    trap = task.context.run(task.coro.throw, new_cancelled(reason))
                 else:
                     trap = task.context.run(task.send, None)
             except StopIteration as stop:
@@ -152,9 +157,10 @@ class Kernel:
                 except BaseException as error:
                     self._refuse_trap(task, trap, _without_our_frame(error))
                 else:
-                    if task.scope.cancelled:
+                    if task.scope.cancelled is not None:
                         self.interrupt(task)
-        self.current = None
+        # Tracebacks keep this frame on some versions, and must not keep the last task with it.
+        self.current = task = step = trap = None  # type: ignore[assignment]
 
     def idle_time(self) -> float:
         """How many real seconds `poll` may sleep: 0 while a task is ready, `inf` if only the outside world can help."""
@@ -222,11 +228,8 @@ class Kernel:
             how = Error
         task.step, task.value = how, value
         if task is self.main_task:
-            self._main_outcome = how(value)
             nursery.cancel_scope._cancel(CancelReason("shutdown"))
-            nursery._child_ended(task, None)
-        else:
-            nursery._child_ended(task, value if how is Error else None)
+        nursery._child_ended(task, value if how is Error else None)
 
     # ---- a whole run --------------------------------------------------------------------------------
 
@@ -240,18 +243,25 @@ class Kernel:
                 "kernel.run() was called from inside a kernel that is running in this thread. "
                 "Await the function instead, or start it in a nursery."
             )
-        here.kernel = self
+        here.kernel, self.running = self, True
         try:
+            self._start_clock()
             main = call_async(async_fn, args, "kernel.run")
             self._drive(self._begin(self._root(main, name_of(async_fn), epilogue)))
         finally:
-            here.kernel = None
+            here.kernel, self.running = None, False
         assert self._main_outcome is not None
         return self._main_outcome if self._interrupted is None else Error(self._interrupted)
 
+    def _start_clock(self) -> None:
+        try:
+            self.clock.start_clock()
+            self._passed_at = self.clock.current_time()
+        except Exception as error:
+            raise KernelInternalError(self._describe(_BROKEN)) from error
+
     def _begin(self, coro: Coro) -> Task:
         """Make the root task: in no nursery, and in a scope of its own that nobody ever leaves."""
-        self.clock.start_clock()
         scope = CancelScope()
         root = Task(coro, copy_context(), scope, None, "<root>")
         scope._kernel, scope._task, scope._state = self, root, "active"
@@ -260,8 +270,12 @@ class Kernel:
 
     async def _root(self, main: Coro, name: str, epilogue: Callable[[], Awaitable[None]]) -> None:
         async with open_nursery() as self.system_nursery:
-            async with open_nursery() as self._main_nursery:
-                self.main_task = self._main_nursery._spawn(main, name)
+            try:
+                async with Nursery(self, current_task(), bare=True) as self._main_nursery:
+                    self.main_task = task = self._main_nursery._spawn(main, name)
+                self._main_outcome = task.outcome
+            except BaseException as error:  # main's, and those of children that it left behind in an open nursery
+                self._main_outcome = Error(_without_our_frame(_without_our_frame(error)))
             await epilogue()
             self.system_nursery.cancel_scope._cancel(CancelReason("shutdown"))
 
@@ -275,7 +289,7 @@ class Kernel:
             except KeyboardInterrupt as interrupt:
                 self._interrupt_main(interrupt)
             except Exception as error:
-                raise KernelInternalError(self._describe("the kernel or one of its drivers broke")) from error
+                raise KernelInternalError(self._describe(_BROKEN)) from error
         if isinstance(root.outcome, Error):
             raise KernelInternalError(self._describe("a task of the kernel's own failed")) from root.outcome.error
 
@@ -301,7 +315,8 @@ def _without_our_frame(error: BaseException) -> BaseException:
 
 def _not_a_trap(thing: object) -> TypeError:
     """Somebody awaited, or yielded, what this kernel cannot wait for. Name the likely mistake and the cure."""
-    library = type(thing).__module__.partition(".")[0].lstrip("_")
+    kind = thing if isinstance(thing, type) else type(thing)
+    library = kind.__module__.partition(".")[0].lstrip("_")
     cure = f"Use this package's counterpart of what you called, or run {library} in a thread of its own."
     if hasattr(thing, "_asyncio_future_blocking"):
         return TypeError(

@@ -18,6 +18,7 @@ Rules:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import copy_context
 from functools import partial
@@ -25,7 +26,7 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackTyp
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from .errors import Cancelled, CancelReason, new_cancelled
-from .scopes import CancelScope, outermost_inside, propagate
+from .scopes import CancelScope, Reached, outermost_inside, propagate
 from .task import Coro, Task, current_kernel, current_task, here, name_of
 from .traps import Operation, Park, cancel_shielded_checkpoint, operation
 
@@ -54,12 +55,12 @@ class Nursery:
 
     Attributes:
         cancel_scope: the scope around the body and all children.
-        parent_task: the task whose block this is.
     """
 
     # fmt: off
     __slots__ = (
-        "cancel_scope", "parent_task", "_kernel",
+        "cancel_scope", "_kernel",
+        "_parent",                   # weak: a task keeps the error it ended with, whose traceback keeps this nursery
         "_state",                    # "new", "open" or "closed"
         "_children",                 # a dict, for its order: whom a cancellation reaches first must not be chance
         "_pending_starts",           # children that start() is bringing up elsewhere
@@ -72,7 +73,7 @@ class Nursery:
 
     def __init__(self, kernel: Kernel, parent: Task, *, bare: bool = False) -> None:
         self._kernel = kernel
-        self.parent_task = parent
+        self._parent = weakref.ref(parent)
         self.cancel_scope = CancelScope()
         self._bare = bare
         self._cancelled: Cancelled | None = None
@@ -81,6 +82,13 @@ class Nursery:
         self._joining: Task | None = None
         self._pending_starts = 0
         self._state = "new"
+
+    @property
+    def parent_task(self) -> Task:
+        """The task whose block this is."""
+        parent = self._parent()
+        assert parent is not None, "a nursery that has outlived its task"
+        return parent
 
     @property
     def child_tasks(self) -> frozenset[Task]:
@@ -125,8 +133,9 @@ class Nursery:
         """
         if self._state != "open" or here.kernel is not self._kernel:
             self._refuse(async_fn)
-        caller = self._kernel.current
-        assert caller is not None
+        if not callable(async_fn):
+            raise _no_async_function(async_fn, "nursery.start")
+        caller = current_task()
         room = Nursery(self._kernel, caller, bare=True)
         status: TaskStatus[Any] = TaskStatus(room, self)
         error: BaseException | None = None
@@ -134,22 +143,21 @@ class Nursery:
         try:
             room._open()
             try:
-                child = room._spawn(
-                    call_async(partial(async_fn, task_status=status), args, "nursery.start"),
-                    name_of(name or async_fn),
-                )
-                child.eventual_parent_nursery = self
+                coro = call_async(partial(async_fn, task_status=status), args, "nursery.start")
+                room._spawn(coro, name_of(name or async_fn)).eventual_parent_nursery = self
+                del coro
             except BaseException as failure:
                 error = failure
-            yield from room._close(error)
+            if not (yield from room._close(error)) and error is not None:
+                raise error
         finally:
             error = None
             self._pending_starts -= 1
             self._release_parent()
         if status._called:
             return status._value
-        if caller.scope.cancelled:  # the child kept the cancellation to itself; the caller still sees it
-            raise new_cancelled(caller.scope.why_cancelled())
+        if caller.scope.cancelled is not None:  # the child kept it to itself; the caller still sees it
+            raise new_cancelled(caller.scope.cancelled)
         raise RuntimeError(f"{name_of(name or async_fn)} ended without calling task_status.started()")
 
     def _spawn(self, coro: Coro, name: object) -> Task:
@@ -161,18 +169,24 @@ class Nursery:
     def _take_over(self, other: Nursery) -> None:
         """All children of `other` become ours, and hang with all scopes they have entered from our scope."""
         old, new = other.cancel_scope, self.cancel_scope
-        moved: list[tuple[Task, CancelScope | None]] = []
+        moved: list[Reached] = []
         for task in other._children:
             task.parent_nursery = self
             task.eventual_parent_nursery = None
             self._children[task] = None
-            moved.append((task, new))
+            moved.append((task, new, True))
             if task.scope is old:
                 task.scope = new
             else:
                 outermost_inside(task, old)._parent = new
         other._children.clear()
         propagate(self._kernel, moved)
+
+    def _inherit(self, other: Nursery) -> None:
+        """The task whose block `other` is has ended without leaving it: what is in there becomes ours."""
+        other._state = "closed"
+        self._errors += other._errors
+        self._take_over(other)
 
     def _refuse(self, async_fn: object) -> NoReturn:
         if here.kernel is not self._kernel:
@@ -205,6 +219,7 @@ class Nursery:
     def _open(self) -> None:
         if self._state != "new":
             raise RuntimeError("a nursery serves one `async with` block; call open_nursery() for each")
+        self._parent = weakref.ref(current_task("a nursery"))
         self.cancel_scope.__enter__()
         self.cancel_scope.nursery = self
         self._state = "open"
@@ -215,16 +230,18 @@ class Nursery:
 
         Never a cancel point. A schedule point when there is something to wait for, or the budget is used up.
         """
+        if not self._kernel.running:
+            return False  # the run has crashed, and this coroutine is being thrown away: there is nobody to wait with
         if exc is not None:
             self._failed(self.parent_task, exc)
         if self._children or self._pending_starts:
             self._joining = self._kernel.current
             yield _Join(self)
         else:
+            self._state = "closed"
             self._kernel.budget -= 1
             if self._kernel.budget < 0:
                 yield from cancel_shielded_checkpoint()
-        self._state = "closed"
         verdict = self._verdict(exc)
         try:
             if verdict is None:
@@ -239,6 +256,7 @@ class Nursery:
                 raise verdict
             finally:
                 verdict.__context__ = context
+                del context
         finally:
             del verdict, exc  # they refer to this frame by their tracebacks
 
@@ -258,7 +276,7 @@ class Nursery:
             self._errors.append(error)
         elif self._cancelled is None:
             self._cancelled = error
-        if not self.cancel_scope._called:
+        if self.cancel_scope._why is None:
             self.cancel_scope._cancel(
                 CancelReason("nursery", task.name, id(task), f"it ended with {type(error).__name__}")
             )
@@ -320,7 +338,7 @@ class TaskStatus(Generic[T]):
             raise RuntimeError("task_status.started() was called after start() had ended")
         self._called = True
         self._value = value
-        if not self._room.cancel_scope.cancelled:
+        if self._room.cancel_scope.cancelled is None and self._nursery._state == "open":
             self._nursery._take_over(self._room)
             self._room._release_parent()
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 Direction = Literal[0, 1]
 READ: Direction = 0
+"""Waiting to read."""
 WRITE: Direction = 1
+"""Waiting to write."""
 
 
 class Clock(Protocol):

@@ -187,5 +187,5 @@ def current_task(what: str = "current_task()") -> Task:
     """
     task = current_kernel(what).current
     if task is None:
-        raise RuntimeError(f"{what} was used in a kernel, but outside any of its tasks")
+        raise RuntimeError(f"{what} was called from outside any task")
     return task

@@ -66,11 +66,16 @@ class Trap:
     __slots__ = ()
 
     def arm(self, kernel: Kernel, task: Task) -> None:
-        """Arrange for `kernel.wake(task, ...)` to be called. May raise: the task then gets the error."""
+        """Arrange for `kernel.wake(task, ...)` to be called. May raise: the task then gets the error. May wake at once:
+        no cancellation comes in between then, so an operation that does so starts with `checkpoint_if_cancelled()`.
+        """
         raise NotImplementedError
 
     def abort(self, kernel: Kernel, task: Task) -> bool:
-        """The task is being cancelled: take the arrangement back and return True; or False, to let it sleep on."""
+        """The task is being cancelled: take the arrangement back and return True; or False, to let it sleep on.
+
+        After False it may be asked again, when another scope is cancelled.
+        """
         raise NotImplementedError
 
     def __iter__(self) -> Generator[Any, Any, Any]:
@@ -200,7 +205,7 @@ def cancel_shielded_checkpoint() -> Generator[Any, Any, None]:
 def checkpoint_if_cancelled() -> Generator[Any, Any, None]:
     """A `checkpoint` if the running task is cancelled, otherwise nothing: a cancel point that is no schedule point."""
     task = current_kernel("checkpoint_if_cancelled()").current
-    if task is not None and task.scope.cancelled:
+    if task is not None and task.scope.cancelled is not None:
         yield None
 
 
@@ -214,7 +219,7 @@ def consume_budget() -> Generator[Any, Any, None]:
     kernel = here.kernel or current_kernel("consume_budget()")
     kernel.budget -= 1
     assert kernel.current is not None
-    if kernel.budget < 0 or kernel.current.scope.cancelled:
+    if kernel.budget < 0 or kernel.current.scope.cancelled is not None:
         yield None
 
 
@@ -312,7 +317,7 @@ def _fileno(fd: FileDescriptorLike, caller: str) -> int:
         if fd < 0:
             raise ValueError(f"{caller}() got {fd}, which is no file descriptor (was it read from a closed file?)")
         return fd
-    number = fd.fileno()
+    number = -1 if getattr(fd, "closed", False) is True else fd.fileno()
     if number < 0:
         raise ClosedResourceError(
             f"{caller}() got {fd!r}, which is closed already"

@@ -14,6 +14,7 @@ one `epoll_ctl` per wait, 0.5 us (docs/decisions/0003-readiness.md has the alter
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -89,7 +90,11 @@ class _Waiters:
                 pair[direction] = None
         if pair[READ] is None and pair[WRITE] is None:
             del self._waiting[fd]
-        self._after_report(fd, pair)
+        try:
+            self._after_report(fd, pair)
+        except OSError:  # closed meanwhile: whoever goes on waiting will find out from the system call that follows
+            done += [task for task in pair if task is not None]
+            self._waiting.pop(fd, None)
         return done
 
     def __len__(self) -> int:
@@ -154,10 +159,8 @@ if sys.platform == "linux":
         def forget(self, fd: int) -> list[Task]:
             if fd in self._known:
                 self._known.discard(fd)
-                try:
+                with contextlib.suppress(OSError):  # closed already: nothing of ours is left in the epoll
                     self._epoll.unregister(fd)
-                except OSError:
-                    pass  # closed already, and reused or not: nothing of ours is left in the epoll
             return super().forget(fd)
 
         def poll(self, timeout: float) -> Iterable[Task]:
@@ -222,6 +225,8 @@ class SelectorPoller(_Waiters):
         self._selector = selector or selectors.DefaultSelector()
 
     def _watch(self, fd: int, pair: list[Task | None]) -> None:
+        if isinstance(self._selector, selectors.SelectSelector):
+            select.select([fd], [], [], 0)  # refuses a number beyond its limit, which later would break all waits
         if os.name == "posix":  # poll and select would take any number, and report it at once
             mode = os.fstat(fd).st_mode
             if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
@@ -229,7 +234,8 @@ class SelectorPoller(_Waiters):
         self._set(fd, pair)
 
     def _watch_less(self, fd: int, pair: list[Task | None]) -> None:
-        self._set(fd, pair)
+        with contextlib.suppress(OSError):  # closed already: nothing is being watched
+            self._set(fd, pair)
 
     def _after_report(self, fd: int, pair: list[Task | None]) -> None:
         self._set(fd, pair)

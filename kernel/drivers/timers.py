@@ -1,12 +1,13 @@
 """Deadlines, in order, on a sorted list.
 
-Most timeouts never fire: they are set, the operation is done in time, they are removed. So `add` only writes the
-timer down in a dict of *fresh* ones, and `remove` strikes it out again, 0.05 us each. Only when the loop asks what is
-due are the fresh ones sorted in, all at once; those that are gone by then have never touched the sorted list.
+Most timeouts never fire: they are set, the operation is done in time, they are removed. So `add` only writes the timer
+down in a dict of *fresh* ones, and `remove` strikes it out again, 0.05 us each. Only when the loop is about to sleep, or
+something is due, are the fresh ones sorted in, all at once; those that are gone by then have never touched the list.
 
 The list holds tuples `(deadline, number, timed)`, which compare in C. The number counts up, so that equal deadlines
-expire in the order they were added and no two tuples ever compare their third items. A timer that is removed is
-really removed, at 1 to 2 us, rather than marked: a million cancelled timeouts hold no memory.
+expire in the order they were added and no two tuples ever compare their third items. Taking one out costs 1 to 2 us; so
+those that are removed are gathered, and taken out at the next opportunity too: one by one if they are few, else by
+building the list anew (a tenth of the price, when fifty thousand sleepers are cancelled at once).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class SortedTimers:
         self._fresh: dict[Timed, float] = {}
         self._soonest = inf  # all(self._soonest <= deadline for deadline in _fresh.values())
         self._sorted: SortedList[Entry] = SortedList()
+        self._removed: list[Entry] = []  # in _sorted still, but nobody's any more
         self._numbers = count()
 
     def add(self, deadline: float, timed: Timed) -> None:
@@ -47,18 +49,36 @@ class SortedTimers:
             return
         entry, timed.timer = timed.timer, None
         if entry is not None and entry is not _DUE:
-            self._sorted.remove(entry)
+            self._removed.append(entry)
 
     def next_deadline(self) -> float:
-        if self._fresh:
-            self._sort_in()
+        self._settle()
         return self._sorted[0][0] if self._sorted else inf
 
     def expired(self, now: float) -> Iterator[Timed]:
         if now < self._soonest and not (self._sorted and self._sorted[0][0] <= now):
             return iter(())
-        self._sort_in()
+        self._settle()
         return self._take(now)
+
+    def _settle(self) -> None:
+        """Take out what was removed, sort in what is fresh."""
+        if self._removed:
+            if len(self._removed) > len(self._sorted) // 16:
+                numbers = {entry[1] for entry in self._removed}
+                self._sorted = SortedList(entry for entry in self._sorted if entry[1] not in numbers)
+            else:
+                for entry in self._removed:
+                    self._sorted.remove(entry)
+            self._removed.clear()
+        if self._fresh:
+            entries: list[Entry] = []
+            for timed, deadline in self._fresh.items():
+                timed.timer = entry = (deadline, next(self._numbers), timed)
+                entries.append(entry)
+            self._fresh.clear()
+            self._soonest = inf
+            self._sorted.update(entries)
 
     def _take(self, now: float) -> Iterator[Timed]:
         """Cut off what is due, then hand it out one by one, as the first may well remove the second."""
@@ -72,14 +92,5 @@ class SortedTimers:
                 timed.timer = None
                 yield timed
 
-    def _sort_in(self) -> None:
-        entries = []
-        for timed, deadline in self._fresh.items():
-            timed.timer = entry = (deadline, next(self._numbers), timed)
-            entries.append(entry)
-        self._fresh.clear()
-        self._soonest = inf
-        self._sorted.update(entries)
-
     def __len__(self) -> int:
-        return len(self._fresh) + len(self._sorted)
+        return len(self._fresh) + len(self._sorted) - len(self._removed)

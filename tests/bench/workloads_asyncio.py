@@ -1,0 +1,184 @@
+"""The workloads on asyncio. uvloop runs these very functions on its own loop (see `workloads_uvloop`).
+
+Where there is a choice, the fastest: tasks are joined by awaiting one after the other, which beats `TaskGroup`,
+`gather` and `wait` by a fifth to a half here (`nursery_1` shows `TaskGroup`); a timeout is `asyncio.timeout`, which
+beats `wait_for`; waiting forever is a bare future. `asyncio.eager_task_factory` (3.12) is not used: it would run the
+trivial task of `spawn_join` without making it wait its turn, which is another thing than this row is about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import create_task, get_running_loop
+from collections.abc import Callable, Coroutine
+from time import perf_counter
+from typing import Any
+
+from workloads import timed
+
+
+def run(async_fn: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+    return asyncio.run(async_fn(*args))
+
+
+async def noop() -> None:
+    pass
+
+
+def run_noop(n: int) -> float:
+    start = perf_counter()
+    for _ in range(n):
+        asyncio.run(noop())
+    return perf_counter() - start
+
+
+async def switch_1(n: int) -> float:
+    sleep = asyncio.sleep
+    start = perf_counter()
+    for _ in range(n):
+        await sleep(0)
+    return perf_counter() - start
+
+
+async def switch_1000(n: int) -> float:
+    stop = False
+    sleep = asyncio.sleep
+
+    async def other() -> None:
+        while not stop:
+            await sleep(0)
+
+    others = [create_task(other()) for _ in range(999)]
+    await sleep(0)
+    start = perf_counter()
+    for _ in range(n // 1000):
+        await sleep(0)
+    elapsed = perf_counter() - start
+    stop = True
+    for task in others:
+        await task
+    return elapsed
+
+
+async def spawn_join(n: int) -> float:
+    start = perf_counter()
+    for _ in range(n // 1000):
+        tasks = [create_task(noop()) for _ in range(1000)]
+        for task in tasks:
+            await task
+    return perf_counter() - start
+
+
+async def nursery_1(n: int) -> float:
+    start = perf_counter()
+    for _ in range(n):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(noop())
+    return perf_counter() - start
+
+
+async def timeout(n: int) -> float:
+    sleep = asyncio.sleep
+    start = perf_counter()
+    for _ in range(n):
+        async with asyncio.timeout(10):
+            await sleep(0)
+    return perf_counter() - start
+
+
+async def _give_up(delay: float) -> None:
+    try:
+        async with asyncio.timeout(delay):
+            await get_running_loop().create_future()
+    except TimeoutError:
+        pass
+
+
+async def timeouts_fire(n: int) -> float:
+    start = perf_counter()
+    tasks = [create_task(_give_up((i + 1) / n * 1e-3)) for i in range(n)]
+    for task in tasks:
+        await task
+    return perf_counter() - start
+
+
+async def sleepers(n: int) -> float:
+    start = perf_counter()
+    tasks = [create_task(asyncio.sleep((i % 1000 + 1) * 1e-5)) for i in range(n)]
+    for task in tasks:
+        await task
+    return perf_counter() - start
+
+
+async def _sleep_long() -> None:
+    await asyncio.sleep(3600)
+
+
+async def cancel_all(n: int) -> float:
+    tasks = [create_task(_sleep_long()) for _ in range(n)]
+    await asyncio.sleep(0.01)
+    start = perf_counter()
+    await _cancel(tasks)
+    return perf_counter() - start
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        try:
+            await task
+        except asyncio.CancelledError:
+            pass
+
+
+async def memory(n: int, gauge: Callable[[], int]) -> float:
+    before = gauge()
+    tasks = [create_task(_sleep_long()) for _ in range(n)]
+    await asyncio.sleep(0.01)
+    grown = gauge() - before
+    await _cancel(tasks)
+    return grown
+
+
+async def scaling(population: int, background: str, report: Callable[[dict[str, float]], None]) -> None:
+    parked: list[asyncio.Future[None] | None] = []
+
+    async def parker(number: int) -> None:
+        create_future = get_running_loop().create_future
+        parked.append(None)
+        while True:
+            future = parked[number] = create_future()
+            await future
+
+    async def wake(n: int) -> None:
+        count = len(parked)
+        for i in range(n):
+            future = parked[i * 7919 % count]
+            assert future is not None
+            future.set_result(None)
+            await asyncio.sleep(0)
+
+    async def nap(n: int) -> None:
+        for _ in range(n):
+            async with asyncio.timeout(10):
+                await asyncio.sleep(1e-9)
+
+    async def naps(n: int) -> None:
+        for task in [create_task(nap(n // 100)) for _ in range(100)]:
+            await task
+
+    tasks: list[asyncio.Task[None]] = []
+    if background == "standing deadlines":
+        tasks += [create_task(asyncio.sleep(10_000 + i * 7919 % population)) for i in range(population)]
+    tasks += [create_task(parker(i)) for i in range(100 if background == "standing deadlines" else population)]
+    await asyncio.sleep(0.1)
+    report(
+        {
+            "checkpoint": await timed(switch_1),
+            "wake a parked task": await timed(wake),
+            "timeout": await timed(timeout),
+            "timeout around a sleep": await timed(naps),
+        }
+    )
+    await _cancel(tasks)

@@ -1,0 +1,276 @@
+"""ParkingLot: first come, first served, and who was let go cannot be called back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from math import inf, nan
+from typing import Any
+
+import pytest
+
+import kernel
+from kernel.lowlevel import ParkingLot, ParkingLotStatistics, Task, checkpoint
+from kernel.testing import wait_all_tasks_blocked
+
+
+class Row:
+    """Tasks parked in `lot`, named by letters. Who leaves it is written to `log`."""
+
+    def __init__(self, names: str, lot: ParkingLot | None = None) -> None:
+        self.names = names
+        self.lot = lot if lot is not None else ParkingLot()
+        self.log: list[str] = []
+        self.tasks: dict[str, Task] = {}
+        self.scopes: dict[str, kernel.CancelScope] = {name: kernel.CancelScope() for name in names}
+
+    async def park(self, name: str) -> None:
+        with self.scopes[name]:
+            try:
+                await self.lot.park()
+                self.log.append(name)
+            except kernel.Cancelled:
+                self.log.append(f"{name} cancelled")
+                raise
+
+    async def fill(self, nursery: kernel.Nursery) -> None:
+        for name in self.names:
+            nursery.start_soon(self.park, name, name=name)
+        await wait_all_tasks_blocked()
+        self.tasks = {task.name: task for task in nursery.child_tasks}
+
+
+def with_row(names: str, body: Callable[[Row], Awaitable[object]], lot: ParkingLot | None = None) -> list[str]:
+    row = Row(names, lot)
+
+    async def main() -> None:
+        async with kernel.open_nursery() as nursery:
+            await row.fill(nursery)
+            await body(row)
+            await wait_all_tasks_blocked()
+            row.log.append("|")
+            nursery.cancel_scope.cancel()
+
+    kernel.run(main)
+    assert len(row.lot) == 0
+    return row.log
+
+
+def served(log: list[str]) -> str:
+    """Those who were let go before the end, in order."""
+    return " ".join(log[: log.index("|")])
+
+
+def test_unpark_lets_the_first_one_go() -> None:
+    async def body(row: Row) -> None:
+        assert [task.name for task in row.lot.unpark()] == ["a"]
+        assert row.log == []  # it runs when its turn comes
+        assert len(row.lot) == 2
+
+    assert served(with_row("abc", body)) == "a"
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, ""), (1, "a"), (2, "a b"), (3, "a b c"), (99, "a b c"), (inf, "a b c")]
+)
+def test_unpark_lets_as_many_go_as_it_is_told_in_the_order_they_came(count: float, expected: str) -> None:
+    async def body(row: Row) -> None:
+        tasks = row.lot.unpark(count=count)
+        assert " ".join(task.name for task in tasks) == expected
+        assert all(task.state == "ready" for task in tasks)
+
+    assert served(with_row("abc", body)) == expected
+
+
+def test_unpark_all_lets_all_go_and_returns_them() -> None:
+    async def body(row: Row) -> None:
+        assert [task.name for task in row.lot.unpark_all()] == ["a", "b", "c"]
+        assert row.lot.unpark_all() == []
+
+    assert served(with_row("abc", body)) == "a b c"
+
+
+def test_one_who_comes_back_goes_to_the_end() -> None:
+    lot = ParkingLot()
+    log: list[str] = []
+
+    async def child(name: str) -> None:
+        for _ in range(2):
+            await lot.park()
+            log.append(name)
+
+    async def main() -> None:
+        async with kernel.open_nursery() as nursery:
+            for name in "abc":
+                nursery.start_soon(child, name)
+            for _ in range(6):
+                await wait_all_tasks_blocked()
+                lot.unpark()
+
+    kernel.run(main)
+    assert "".join(log) == "abcabc"
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, nan, -inf, "1", None])
+def test_a_count_that_is_none_is_refused_and_nobody_moves(count: Any) -> None:
+    async def body(row: Row) -> None:
+        with pytest.raises(ValueError, match=r"count must be a whole number from 0 up, or math\.inf, not"):
+            row.lot.unpark(count=count)
+        with pytest.raises(ValueError, match="count must be a whole number"):
+            row.lot.repark(ParkingLot(), count=count)
+        assert len(row.lot) == 2
+
+    assert served(with_row("ab", body)) == ""
+
+
+def test_a_cancelled_task_leaves_the_middle_of_the_row_and_strands_nobody() -> None:
+    async def body(row: Row) -> None:
+        row.scopes["b"].cancel()
+        assert len(row.lot) == 2  # at once, not when it runs
+        row.lot.unpark(count=2)
+
+    assert served(with_row("abc", body)) == "b cancelled a c"
+
+
+def test_one_who_was_let_go_is_not_cancelled_out_of_it() -> None:
+    async def body(row: Row) -> None:
+        row.lot.unpark()
+        row.scopes["a"].cancel()
+
+    assert served(with_row("ab", body)) == "a"
+
+
+def test_one_who_was_cancelled_does_not_use_up_an_unpark() -> None:
+    async def body(row: Row) -> None:
+        row.scopes["a"].cancel()
+        row.lot.unpark()
+
+    assert served(with_row("ab", body)) == "a cancelled b"
+
+
+@pytest.mark.parametrize(("count", "moved", "left"), [(0, "", "abc"), (1, "a", "bc"), (2, "ab", "c"), (inf, "abc", "")])
+def test_repark_moves_the_first_to_the_end_of_another_row_without_waking_them(
+    count: float, moved: str, left: str
+) -> None:
+    other = ParkingLot("elsewhere")
+
+    async def body(row: Row) -> None:
+        row.lot.repark(other, count=count)
+        assert len(other) == len(moved)
+        assert len(row.lot) == len(left)
+        assert all(row.tasks[name].trap is other for name in moved)
+        assert all(row.tasks[name].trap is row.lot for name in left)
+        await wait_all_tasks_blocked()
+        assert row.log == []
+        assert "".join(task.name for task in other.unpark_all()) == moved
+
+    assert served(with_row("abc", body)) == " ".join(moved)
+
+
+def test_reparked_tasks_come_after_those_who_wait_there_already() -> None:
+    other = ParkingLot()
+    first = Row("xy", other)
+
+    async def main() -> None:
+        async with kernel.open_nursery() as nursery:
+            await first.fill(nursery)
+            second = Row("ab")
+            await second.fill(nursery)
+            second.lot.repark_all(other)
+            assert "".join(task.name for task in other.unpark_all()) == "xyab"
+
+    kernel.run(main)
+
+
+def test_one_who_was_reparked_is_cancelled_out_of_its_new_row() -> None:
+    other = ParkingLot()
+
+    async def body(row: Row) -> None:
+        row.lot.repark_all(other)
+        row.scopes["a"].cancel()
+        assert len(other) == 1
+        other.unpark()
+
+    assert served(with_row("ab", body)) == "a cancelled b"
+
+
+def test_repark_into_the_same_lot_sends_the_first_to_the_end() -> None:
+    async def body(row: Row) -> None:
+        row.lot.repark(row.lot)
+        row.lot.unpark_all()
+
+    assert served(with_row("abc", body)) == "b c a"
+
+
+def test_repark_wants_a_lot() -> None:
+    async def body(row: Row) -> None:
+        with pytest.raises(TypeError, match=r"repark\(\) wants a ParkingLot to move to, not \[\]"):
+            row.lot.repark([])  # type: ignore[arg-type]
+        assert len(row.lot) == 1
+
+    with_row("a", body)
+
+
+def test_park_is_a_cancel_point_that_leaves_no_trace() -> None:
+    lot = ParkingLot()
+
+    async def main() -> None:
+        with kernel.CancelScope() as scope:
+            scope.cancel()
+            await lot.park()
+        assert scope.cancelled_caught
+        assert not lot
+
+    kernel.run(main)
+
+
+def test_the_length_and_the_truth_of_a_lot_are_those_of_its_row() -> None:
+    async def body(row: Row) -> None:
+        assert len(row.lot) == 2
+        assert bool(row.lot) is True
+        assert row.lot.statistics() == ParkingLotStatistics(tasks_waiting=2)
+        row.lot.unpark_all()
+        assert len(row.lot) == 0
+        assert bool(row.lot) is False
+        assert row.lot.statistics().tasks_waiting == 0
+
+    with_row("ab", body)
+
+
+def test_unparking_an_empty_lot_works_outside_the_kernel_too() -> None:
+    lot = ParkingLot()
+    assert lot.unpark() == []
+    assert lot.unpark_all() == []
+    lot.repark_all(ParkingLot())
+
+
+def test_unparking_tasks_of_another_threads_kernel_is_an_error_that_changes_nothing() -> None:
+    from threading import Thread
+
+    errors: list[BaseException] = []
+
+    async def body(row: Row) -> None:
+        def thread() -> None:
+            try:
+                row.lot.unpark()
+            except RuntimeError as error:
+                errors.append(error)
+
+        one = Thread(target=thread)
+        one.start()
+        one.join(30)
+        assert len(row.lot) == 1
+        await checkpoint()
+
+    assert served(with_row("a", body)) == ""
+    assert "ParkingLot.unpark() was used outside the kernel" in str(errors[0])
+
+
+def test_the_repr_names_what_is_waited_for_and_how_many_wait() -> None:
+    assert repr(ParkingLot("the noodles")) == "<ParkingLot of the noodles, 0 waiting>"
+    lot = ParkingLot()
+    assert repr(lot) == f"<ParkingLot of {id(lot):#x}, 0 waiting>"
+
+    async def body(row: Row) -> None:
+        assert repr(row.lot) == "<ParkingLot of 0, 2 waiting>"
+
+    with_row("ab", body, ParkingLot(0))
