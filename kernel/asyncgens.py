@@ -29,6 +29,7 @@ from typing import Any
 from .core.loop import Kernel
 from .core.scopes import CancelScope
 from .core.task import name_of
+from .core.traps import checkpoint
 
 AsyncGen = AsyncGenerator[Any, Any]
 
@@ -72,10 +73,11 @@ class AsyncGenerators:
 
     async def close_all(self) -> None:
         """The run is ending: close what is still alive, outer ones first, until nothing new turns up."""
-        while self._alive:
+        while self._alive or self._kernel.soon:
             for agen, _ in sorted(self._alive.items(), key=lambda item: item[1]):
                 self._alive.pop(agen, None)
                 await self._close(agen)
+            await checkpoint()  # those abandoned in the last moment are still on their way through `soon`
 
     async def _close(self, agen: AsyncGen) -> None:
         with CancelScope(shield=True) as scope:

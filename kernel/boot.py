@@ -59,8 +59,11 @@ def run(
     finally:
         asyncgens.restore()
         kernel.poller.close()
-    result: T = outcome.unwrap()
-    return result
+    try:
+        result: T = outcome.unwrap()
+        return result
+    finally:
+        del outcome  # an error knows this frame by its traceback
 
 
 def current_time() -> float:

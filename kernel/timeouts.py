@@ -39,7 +39,7 @@ class _Fail(CancelScope):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         swallowed = super().__exit__(exc_type, exc, traceback)
-        if swallowed and self.cancelled_caught:
+        if swallowed:
             raise TooSlowError(f"the block did not end in time: it was cancelled by {self._why}")
         return swallowed
 

@@ -160,9 +160,8 @@ def check_nothing_left(kernel: Kernel) -> Iterator[str]:
         yield f"{len(kernel.poller)} waits for files are left"
     if kernel.idle_waiters:
         yield f"waiting for quiet: {list(kernel.idle_waiters)}"
-    for nursery in (kernel.system_nursery, kernel._main_nursery):
-        if nursery is None or nursery._children or nursery._state != "closed":
-            yield f"not closed: {nursery!r}"
+    if kernel.running or kernel.main_task or kernel.system_nursery or kernel._main_nursery:
+        yield "the kernel still refers to the top of its tree"
 
 
 def _check_states(kernel: Kernel, tasks: list[Task], ready: list[Task]) -> Iterator[str]:
@@ -198,8 +197,9 @@ def _check_scopes(kernel: Kernel, task: Task) -> Iterator[str]:
         if scope._state != "active" or scope._task is not task or scope._kernel is not kernel:
             yield f"in the chain of {task!r}, but not active there: {scope!r}"
         parent = scope._parent
-        if scope.cancelled != (scope._called or (parent is not None and parent.cancelled and not scope._shield)):
-            yield f"of {task!r}: cancelled is {scope.cancelled}, called {scope._called}, parent {parent!r}: {scope!r}"
+        from_outside = None if parent is None or scope._shield else parent.cancelled
+        if scope.cancelled is not (from_outside or scope._why):
+            yield f"of {task!r}: cancelled is {scope.cancelled}, called for {scope._why}, parent {parent!r}: {scope!r}"
         scope = parent
 
 
@@ -231,7 +231,7 @@ def _check_drivers(kernel: Kernel, tasks: list[Task]) -> Iterator[str]:
             timed[task.trap] = task.trap.deadline
         scope = task.scope
         while scope._task is task:
-            if not scope._called and scope._deadline < inf:
+            if scope._why is None and scope._deadline < inf:
                 timed[scope] = scope._deadline
             if scope._parent is None:
                 break
@@ -249,7 +249,8 @@ def _check_drivers(kernel: Kernel, tasks: list[Task]) -> Iterator[str]:
 def _timed(kernel: Kernel) -> dict[Any, float]:
     """What the timers driver holds, and for when."""
     timers: Any = kernel.timers
-    return {**timers._fresh, **{timed: deadline for deadline, _, timed in timers._sorted}}
+    held = [entry for entry in timers._sorted if entry not in timers._removed]
+    return {**timers._fresh, **{timed: deadline for deadline, _, timed in held}}
 
 
 def close_all(kernel: Kernel) -> None:

@@ -461,13 +461,13 @@ def compare(program: Program) -> None:
     raise AssertionError("\n".join(lines))
 
 
-@examples(1400)
+@examples(1200)
 @given(programs())
 def test_programs_of_nurseries_scopes_and_cancels_end_as_the_rules_say(program: Program) -> None:
     compare(program)
 
 
-@examples(700)
+@examples(600)
 @given(programs(misuse=True))
 def test_programs_that_leave_scopes_out_of_order_end_as_the_rules_say(program: Program) -> None:
     compare(program)

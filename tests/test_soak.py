@@ -68,10 +68,14 @@ def test_soak_of_cancelled_tasks_makes_no_cyclic_garbage() -> None:
     """Cancelled tasks, with nurseries open or in the middle of `start`, go by reference counting."""
     kept: list[int] = []
 
+    def finished() -> int:
+        return sum(type(thing) is Task and thing.outcome is not None for thing in gc.get_objects())
+
     def count(this: Soak) -> None:
-        kept.append(sum(type(thing) is Task and thing.outcome is not None for thing in gc.get_objects()))
+        kept.append(finished() - before)
 
     gc.collect()
+    before = finished()
     gc.disable()
     try:
         kernel.run(Soak(2000, 1).main, count, clock=MockClock(autojump_threshold=0))

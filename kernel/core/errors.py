@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, NoReturn
 
-Source = Literal["deadline", "explicit", "nursery", "KeyboardInterrupt", "shutdown", "unknown"]
+Source = Literal["deadline", "explicit", "nursery", "KeyboardInterrupt", "shutdown"]
 
 
 class CancelReason(NamedTuple):
@@ -47,8 +47,8 @@ class Cancelled(BaseException):
     again. To clean up, use `finally`, with a shielded scope around whatever must wait.
 
     Attributes:
-        source: "deadline", "explicit" (`cancel()` was called), "nursery" (a sibling failed), "KeyboardInterrupt",
-            "shutdown" (the run is ending) or "unknown".
+        source: "deadline", "explicit" (`cancel()` was called), "nursery" (a sibling failed), "KeyboardInterrupt"
+            or "shutdown" (the run is ending).
         source_task: the task that called `cancel()`, as text, or None.
         reason: what was passed to `cancel(reason=...)`, or None.
 

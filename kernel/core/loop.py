@@ -116,6 +116,7 @@ class Kernel:
             error = _without_our_frame(failure)
         if task.trap is trap:  # abort has not woken it itself
             self.wake(task, error=error)
+        del error  # its traceback may know this frame
 
     # ---- one pass -------------------------------------------------------------------------------
 
@@ -250,8 +251,10 @@ class Kernel:
             self._drive(self._begin(self._root(main, name_of(async_fn), epilogue)))
         finally:
             here.kernel, self.running = None, False
-        assert self._main_outcome is not None
-        return self._main_outcome if self._interrupted is None else Error(self._interrupted)
+            self.main_task = self.system_nursery = self._main_nursery = None  # or they would keep one another alive
+        outcome, self._main_outcome = self._main_outcome, None
+        assert outcome is not None
+        return outcome if self._interrupted is None else Error(self._interrupted)
 
     def _start_clock(self) -> None:
         try:
@@ -274,6 +277,8 @@ class Kernel:
                 async with Nursery(self, current_task(), bare=True) as self._main_nursery:
                     self.main_task = task = self._main_nursery._spawn(main, name)
                 self._main_outcome = task.outcome
+            except GeneratorExit:  # the run has crashed, and this coroutine is thrown away
+                raise
             except BaseException as error:  # main's, and those of children that it left behind in an open nursery
                 self._main_outcome = Error(_without_our_frame(_without_our_frame(error)))
             await epilogue()

@@ -61,7 +61,7 @@ class Nursery:
     __slots__ = (
         "cancel_scope", "_kernel",
         "_parent",                   # weak: a task keeps the error it ended with, whose traceback keeps this nursery
-        "_state",                    # "new", "open" or "closed"
+        "_state",                    # "new", "open", "closed" or "abandoned"
         "_children",                 # a dict, for its order: whom a cancellation reaches first must not be chance
         "_pending_starts",           # children that start() is bringing up elsewhere
         "_joining",                  # the task that sleeps on the _Join: the parent. Then there is somebody to wait for
@@ -135,8 +135,7 @@ class Nursery:
             self._refuse(async_fn)
         if not callable(async_fn):
             raise _no_async_function(async_fn, "nursery.start")
-        caller = current_task()
-        room = Nursery(self._kernel, caller, bare=True)
+        room = Nursery(self._kernel, current_task(), bare=True)
         status: TaskStatus[Any] = TaskStatus(room, self)
         error: BaseException | None = None
         self._pending_starts += 1
@@ -156,8 +155,9 @@ class Nursery:
             self._release_parent()
         if status._called:
             return status._value
-        if caller.scope.cancelled is not None:  # the child kept it to itself; the caller still sees it
-            raise new_cancelled(caller.scope.cancelled)
+        reason = current_task().scope.cancelled
+        if reason is not None:  # the child kept the cancellation to itself; the caller still sees it
+            raise new_cancelled(reason)
         raise RuntimeError(f"{name_of(name or async_fn)} ended without calling task_status.started()")
 
     def _spawn(self, coro: Coro, name: object) -> Task:
@@ -184,7 +184,7 @@ class Nursery:
 
     def _inherit(self, other: Nursery) -> None:
         """The task whose block `other` is has ended without leaving it: what is in there becomes ours."""
-        other._state = "closed"
+        other._state = "abandoned"
         self._errors += other._errors
         self._take_over(other)
 
@@ -230,8 +230,8 @@ class Nursery:
 
         Never a cancel point. A schedule point when there is something to wait for, or the budget is used up.
         """
-        if not self._kernel.running:
-            return False  # the run has crashed, and this coroutine is being thrown away: there is nobody to wait with
+        if self._state == "abandoned" or not self._kernel.running:
+            return False  # its task has ended and was told; or the run has crashed, and this coroutine is thrown away
         if exc is not None:
             self._failed(self.parent_task, exc)
         if self._children or self._pending_starts:
@@ -246,7 +246,7 @@ class Nursery:
         try:
             if verdict is None:
                 self.cancel_scope.__exit__(None, None, None)
-                return exc is not None
+                return False
             if self.cancel_scope.__exit__(type(verdict), verdict, verdict.__traceback__):
                 return True
             if verdict is exc:

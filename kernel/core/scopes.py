@@ -234,8 +234,8 @@ class CancelScope:
     def _update(self) -> None:
         """Something about this scope has changed: bring `cancelled` up to date here and below."""
         kernel, task, parent = self._kernel, self._task, self._parent
-        if kernel is None or task is None:
-            return
+        assert kernel is not None
+        assert task is not None
         if task.scope is not self or self.nursery is not None:
             propagate(kernel, [(task, parent, False)])
             return
@@ -326,8 +326,8 @@ class CancelScope:
     def cancel_called(self) -> bool:
         """Whether `cancel()` was called or the deadline has passed; looks at the clock, not only at checkpoints."""
         if self._why is None and self._deadline != inf and self._state in ("new", "active"):
-            kernel = self._kernel or here.kernel
-            if kernel is not None and self._deadline <= kernel.clock.current_time():
+            kernel = here.kernel
+            if kernel is not None and self._kernel in (None, kernel) and self._deadline <= kernel.clock.current_time():
                 self._cancel(_DEADLINE)
         return self._why is not None
 

@@ -121,6 +121,7 @@ class SleepUntil(Trap):
 
     def abort(self, kernel: Kernel, task: Task) -> bool:
         kernel.timers.remove(self)
+        self.task = None  # the timers may keep this object for a while, but not the task
         return True
 
     def expire(self, kernel: Kernel) -> None:

@@ -5,9 +5,9 @@ down in a dict of *fresh* ones, and `remove` strikes it out again, 0.05 us each.
 something is due, are the fresh ones sorted in, all at once; those that are gone by then have never touched the list.
 
 The list holds tuples `(deadline, number, timed)`, which compare in C. The number counts up, so that equal deadlines
-expire in the order they were added and no two tuples ever compare their third items. Taking one out costs 1 to 2 us; so
-those that are removed are gathered, and taken out at the next opportunity too: one by one if they are few, else by
-building the list anew (a tenth of the price, when fifty thousand sleepers are cancelled at once).
+expire in the order they were added and no two tuples ever compare their third items. Taking one out costs 1 to 2 us.
+Those that are removed are therefore gathered, and taken out when the list is next looked at, or when they are half of
+it: one by one if they are few, else by building the list anew, at a tenth of the price when everything is cancelled.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class SortedTimers:
         entry, timed.timer = timed.timer, None
         if entry is not None and entry is not _DUE:
             self._removed.append(entry)
+            if len(self._removed) * 2 >= len(self._sorted):
+                self._take_out_removed()
 
     def next_deadline(self) -> float:
         self._settle()
@@ -64,13 +66,7 @@ class SortedTimers:
     def _settle(self) -> None:
         """Take out what was removed, sort in what is fresh."""
         if self._removed:
-            if len(self._removed) > len(self._sorted) // 16:
-                numbers = {entry[1] for entry in self._removed}
-                self._sorted = SortedList(entry for entry in self._sorted if entry[1] not in numbers)
-            else:
-                for entry in self._removed:
-                    self._sorted.remove(entry)
-            self._removed.clear()
+            self._take_out_removed()
         if self._fresh:
             entries: list[Entry] = []
             for timed, deadline in self._fresh.items():
@@ -79,6 +75,15 @@ class SortedTimers:
             self._fresh.clear()
             self._soonest = inf
             self._sorted.update(entries)
+
+    def _take_out_removed(self) -> None:
+        if len(self._removed) > len(self._sorted) // 16:
+            numbers = {entry[1] for entry in self._removed}
+            self._sorted = SortedList(entry for entry in self._sorted if entry[1] not in numbers)
+        else:
+            for entry in self._removed:
+                self._sorted.remove(entry)
+        self._removed.clear()
 
     def _take(self, now: float) -> Iterator[Timed]:
         """Cut off what is due, then hand it out one by one, as the first may well remove the second."""

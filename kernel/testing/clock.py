@@ -45,8 +45,8 @@ class MockClock:
 
     @rate.setter
     def rate(self, rate: float) -> None:
-        if not rate >= 0:
-            raise ValueError(f"rate must be a number from 0 up, not {rate!r}")
+        if not 0 <= rate < inf:
+            raise ValueError(f"rate must be a finite number from 0 up, not {rate!r}")
         self._virtual_base, self._real_base = self.current_time(), self._real_clock()
         self._rate = float(rate)
 

@@ -569,6 +569,10 @@ class Conversation:
         counts["bytes left"] += self.left
 
 
+KINDS = (Task, CancelScope, Nursery)
+"""What must not be left in memory."""
+
+
 # ---- a whole soak -----------------------------------------------------------------------------------------------
 
 
@@ -580,16 +584,16 @@ def soak(
     Raises:
         SoakError: something was lost or left behind.
     """
-    fds = open_files()
+    gc.collect()
+    fds, before = open_files(), {kind: alive(kind) for kind in KINDS}
     this = Soak(operations, seed, 1e-3 if real else 1.0)
     start = time.perf_counter()
     kernel.run(this.main, after_season, clock=None if real else MockClock(autojump_threshold=0))
     this.report.seconds = time.perf_counter() - start
     check("files open", open_files(), fds)
     gc.collect()
-    check("tasks in memory", alive(Task), 0)
-    check("scopes in memory", alive(CancelScope), 0)
-    check("nurseries in memory", alive(Nursery), 0)
+    for kind in KINDS:
+        check(f"left in memory, {kind.__name__}", alive(kind), before[kind])
     return this.report
 
 

@@ -2786,12 +2786,16 @@ def test_two_thousand_nurseries_in_one_task_need_no_recursion(virtual: Run) -> N
 
     async def main() -> None:
         with move_on_after(1) as scope:
-            async with AsyncExitStack() as stack:
-                for _ in range(2000):
-                    nursery = await stack.enter_async_context(open_nursery())
-                    nursery.start_soon(sleep_forever)
-                assert len(current_task().child_nurseries) == 2000
+            assert await _end_of(nest) == (Cancelled, 0)
+            await checkpoint()
         assert scope.cancelled_caught
+
+    async def nest() -> None:
+        async with AsyncExitStack() as stack:
+            for _ in range(2000):
+                nursery = await stack.enter_async_context(open_nursery())
+                nursery.start_soon(sleep_forever)
+            assert len(current_task().child_nurseries) == 2000
 
     virtual(main)
 

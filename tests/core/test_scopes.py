@@ -1641,6 +1641,24 @@ def test_an_inner_scope_does_not_split_a_group_that_is_the_outer_ones_business(v
     virtual(main)
 
 
+def test_a_group_nested_too_deep_to_be_taken_apart_passes_whole(virtual: Run) -> None:
+    """trio#1235: Python splits groups by recursion; when it gives up, the errors still arrive."""
+
+    class Deep(BaseExceptionGroup[BaseException]):
+        def split(self, condition: Any) -> Any:
+            raise RecursionError
+
+    async def main() -> None:
+        group = Deep("deep", [ZeroDivisionError()])
+        with pytest.raises(Deep) as caught, CancelScope() as scope:
+            scope.cancel()
+            raise group
+        assert caught.value is group
+        assert not scope.cancelled_caught
+
+    virtual(main)
+
+
 def test_a_scope_that_nobody_called_does_not_split_groups(virtual: Run) -> None:
     async def main() -> None:
         with CancelScope() as scope:

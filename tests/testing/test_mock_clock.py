@@ -81,7 +81,7 @@ def test_jumps_add_up_with_running_time() -> None:
 
 @pytest.mark.parametrize("bad", [-1, -0.001, nan, -inf])
 def test_what_is_no_amount_of_time_is_refused(bad: float) -> None:
-    with pytest.raises(ValueError, match="rate must be a number from 0 up, not"):
+    with pytest.raises(ValueError, match="rate must be a finite number from 0 up, not"):
         MockClock(rate=bad)
     with pytest.raises(ValueError, match="autojump_threshold must be a number from 0 up, not"):
         MockClock(autojump_threshold=bad)
