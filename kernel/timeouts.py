@@ -10,8 +10,6 @@ whatever function and however many tasks, and nesting works because scopes nest.
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from .core.errors import TooSlowError
 from .core.scopes import CancelScope
 
@@ -35,9 +33,7 @@ class _Fail(CancelScope):
 
     __slots__ = ()
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> bool:
         swallowed = super().__exit__(exc_type, exc, traceback)
         if swallowed:
             raise TooSlowError(f"the block did not end in time: it was cancelled by {self._why}")

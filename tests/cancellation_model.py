@@ -406,7 +406,13 @@ class Model:
             while self.ready:
                 self.step(self.ready.popleft())
             if not self.advance():
-                return self.log, self.result
+                return self.log, self.outcome()
+
+    def outcome(self) -> Shape | None:
+        """What the run ends with: the main task's error, and those of tasks that it has left in a nursery left open."""
+        errors = self.ground.errors
+        together = errors[0] if len(errors) == 1 else tuple(errors)
+        return without_cancelled(together) or self.result
 
     # -- time
 
@@ -554,6 +560,7 @@ class Model:
                 scope.state = "abandoned"
                 if scope.nursery is not None:
                     scope.nursery.open = False
+                    nursery.errors += scope.nursery.errors
                     for child in list(scope.nursery.children):
                         self.move(child, nursery)
                     self.settle()
@@ -564,7 +571,7 @@ class Model:
         if task is self.main:
             self.result = error
             self.cancel(self.ground.scope, SHUTDOWN)
-        elif error is not None:
+        if error is not None:
             self.failed(nursery, error)
         self.let_go(nursery)
 
@@ -724,7 +731,7 @@ class Model:
         status.called = True
         room = status.room
         assert room.owner is not None
-        if not self.why(self.outward(room.owner, room.scope)):
+        if status.target.open and not self.why(self.outward(room.owner, room.scope)):
             for child in list(room.children):
                 self.move(child, status.target)
             self.settle()

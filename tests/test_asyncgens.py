@@ -14,7 +14,7 @@ import pytest
 
 import kernel
 from kernel.lowlevel import checkpoint, current_kernel, current_task
-from kernel.testing import wait_all_tasks_blocked
+from kernel.testing import MockClock, wait_all_tasks_blocked
 
 Numbers = AsyncGenerator[int, None]
 
@@ -24,11 +24,11 @@ def log() -> list[str]:
     return []
 
 
-def run(main: Callable[..., Any]) -> list[str]:
+def run(main: Callable[..., Any], **drivers: Any) -> list[str]:
     """Run `main` and return the texts of the ResourceWarnings; any other warning is an error."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        kernel.run(main)
+        kernel.run(main, **drivers)
         gc.collect()
     assert all(one.category is ResourceWarning for one in caught), [str(one.message) for one in caught]
     return [str(one.message) for one in caught]
@@ -394,6 +394,29 @@ def test_a_warning_that_is_made_an_error_neither_breaks_the_kernel_nor_leaves_th
         warnings.simplefilter("error")
         assert kernel.run(main) == "done"
     assert log == ["gen closed in a task: True"]
+
+
+def test_one_that_is_abandoned_by_the_last_system_task_in_its_last_step_is_left_as_it_is(log: list[str]) -> None:
+    """Nothing runs any more that could close it. There is the warning, and no error."""
+    clock = MockClock()
+
+    async def system() -> None:
+        try:
+            await kernel.sleep_forever()
+        finally:
+            await take_one(numbers_into(log)())
+            clock.jump(1)
+
+    async def main() -> None:
+        nursery = current_kernel().system_nursery
+        assert nursery is not None
+        nursery.start_soon(system)
+        for _ in range(100):  # slow steps, so that the kernel looks around after each
+            clock.jump(1)
+            await checkpoint()
+
+    assert len(run(main, clock=clock)) == 1
+    assert log == []
 
 
 # ---- the interpreter's hooks --------------------------------------------------------------------------

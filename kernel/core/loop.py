@@ -37,17 +37,9 @@ from .ports import Clock, Poller, ReadyQueue, Timers
 from .scopes import CancelScope, leave_open_scopes
 from .task import Coro, Task, current_task, here, name_of
 
-STRIDE: Final = 61
-"""Steps between two looks at the poller and the timers."""
-
-PASS_TIME: Final = 0.001
-"""Seconds a pass should not exceed; the stride adapts."""
-
-BUDGET: Final = 128
-"""How many operations a step may do that need not block before one of them yields all the same (tokio's number)."""
-
-
-_BROKEN: Final = "the kernel or one of its drivers broke"
+STRIDE: Final = 61  # steps between two looks at the poller and the timers
+PASS_TIME: Final = 0.001  # seconds that a pass should not exceed: the stride adapts
+BUDGET: Final = 128  # operations that need not block, before one of them yields all the same (tokio's number)
 
 
 class Kernel:
@@ -261,7 +253,7 @@ class Kernel:
             self.clock.start_clock()
             self._passed_at = self.clock.current_time()
         except Exception as error:
-            raise KernelInternalError(self._describe(_BROKEN)) from error
+            raise self._broken() from error
 
     def _begin(self, coro: Coro) -> Task:
         """Make the root task: in no nursery, and in a scope of its own that nobody ever leaves."""
@@ -294,9 +286,9 @@ class Kernel:
             except KeyboardInterrupt as interrupt:
                 self._interrupt_main(interrupt)
             except Exception as error:
-                raise KernelInternalError(self._describe(_BROKEN)) from error
+                raise self._broken() from error
         if isinstance(root.outcome, Error):
-            raise KernelInternalError(self._describe("a task of the kernel's own failed")) from root.outcome.error
+            raise self._broken("a task of the kernel's own failed") from root.outcome.error
 
     def _interrupt_main(self, interrupt: KeyboardInterrupt) -> None:
         """Ctrl-C came while no task was running: ask everything to leave. A second one does not wait for it."""
@@ -305,8 +297,8 @@ class Kernel:
         self._interrupted = interrupt
         self._main_nursery.cancel_scope._cancel(CancelReason("KeyboardInterrupt"))
 
-    def _describe(self, what: str) -> str:
-        return (
+    def _broken(self, what: str = "the kernel or one of its drivers broke") -> KernelInternalError:
+        return KernelInternalError(
             f"{what}: a bug in it, not in the way it is used. State: {len(self.ready)} tasks ready, {len(self.timers)} "
             f"timers, {len(self.poller)} waits for files, running {self.current!r}"
         )

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import copy_context
 from functools import partial
-from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from .errors import Cancelled, CancelReason, new_cancelled
@@ -87,7 +87,8 @@ class Nursery:
     def parent_task(self) -> Task:
         """The task whose block this is."""
         parent = self._parent()
-        assert parent is not None, "a nursery that has outlived its task"
+        if parent is None:
+            raise RuntimeError("the nursery's block is long over, and its task is gone")
         return parent
 
     @property
@@ -96,17 +97,17 @@ class Nursery:
         return frozenset(self._children)
 
     def __repr__(self) -> str:
-        return f"<Nursery of {self.parent_task.name!r} at {id(self):#x}, {self._state}, {len(self._children)} children>"
+        parent = self._parent()
+        whose = "nobody" if parent is None else repr(parent.name)
+        return f"<Nursery of {whose} at {id(self):#x}, {self._state}, {len(self._children)} children>"
 
     # ---- starting children --------------------------------------------------------------------
 
     def start_soon(self, async_fn: AsyncFn, *args: Any, name: object = None) -> None:
-        """Start `async_fn(*args)` as a child. It takes its first step later; this is not a checkpoint.
+        """Start `async_fn(*args)` as a child. It takes its first step later; this is not a checkpoint. Cost: 0.5 us.
 
-        The child gets a copy of the current context (`contextvars`). Cost: 0.5 us.
-
-        `async_fn` is an async function, or a generator function in generator style. `name` is what the task is called
-        in reports; otherwise it is the function's qualified name.
+        `async_fn` is an async function, or a generator function in generator style. The child gets a copy of the
+        current context (`contextvars`). In reports it is called `name`, or else by the function's qualified name.
 
         Raises:
             RuntimeError: the nursery is closed, or not opened yet, or belongs to another thread's kernel.
@@ -137,20 +138,14 @@ class Nursery:
             raise _no_async_function(async_fn, "nursery.start")
         room = Nursery(self._kernel, current_task(), bare=True)
         status: TaskStatus[Any] = TaskStatus(room, self)
-        error: BaseException | None = None
+        coro = call_async(partial(async_fn, task_status=status), args, "nursery.start")
         self._pending_starts += 1
         try:
             room._open()
-            try:
-                coro = call_async(partial(async_fn, task_status=status), args, "nursery.start")
-                room._spawn(coro, name_of(name or async_fn)).eventual_parent_nursery = self
-                del coro
-            except BaseException as failure:
-                error = failure
-            if not (yield from room._close(error)) and error is not None:
-                raise error
+            room._spawn(coro, name_of(name or async_fn)).eventual_parent_nursery = self
+            del coro
+            yield from room._close(None)
         finally:
-            error = None
             self._pending_starts -= 1
             self._release_parent()
         if status._called:
@@ -206,9 +201,7 @@ class Nursery:
         return self
         yield  # makes it a generator; nothing to wait for
 
-    def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> Operation[bool]:
+    def __aexit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> Operation[bool]:
         return self._close(exc)
 
     def __enter__(self, *exc_info: object) -> NoReturn:
@@ -312,9 +305,6 @@ def open_nursery() -> Nursery:
     return Nursery(current_kernel(), parent)
 
 
-# ---- start(): the child moves ---------------------------------------------------------------------
-
-
 class TaskStatus(Generic[T]):
     """What a function run by `nursery.start()` gets as `task_status`."""
 
@@ -356,9 +346,6 @@ class _IgnoredStatus:
 TASK_STATUS_IGNORED: Final = _IgnoredStatus()
 
 
-# ---- from a function to a coroutine -----------------------------------------------------------------
-
-
 def call_async(async_fn: AsyncFn, args: tuple[Any, ...], how: str = "nursery.start_soon") -> Coro:
     """Call `async_fn` and return the coroutine or generator it gives. `how` is what the user wrote, for the errors."""
     try:
@@ -371,35 +358,25 @@ def call_async(async_fn: AsyncFn, args: tuple[Any, ...], how: str = "nursery.sta
         return coro
     if hasattr(coro, "__await__") and not hasattr(coro, "_asyncio_future_blocking"):
         return _await(coro)
-    raise _wrong_result(async_fn, coro, how)
+    name = name_of(async_fn)
+    if hasattr(coro, "__await__"):
+        wrong = f"{name} returned {coro!r}, a future of asyncio, which only asyncio can wait for. Use our counterpart."
+    elif isinstance(coro, AsyncGeneratorType):
+        wrong = (
+            f"{name} is an async generator: it contains `yield`. Write a function with `async for item in {name}(...)`."
+        )
+    else:
+        wrong = f"{name} is a plain one: it has run already and returned {coro!r}. Write `async def {name}`."
+    raise TypeError(f"{how} wants an async function, but {wrong}")
 
 
 def _no_async_function(given: object, how: str) -> TypeError:
-    if isinstance(given, CoroutineType | GeneratorType):
-        name = given.__name__
-        given.close()  # or Python would warn as well that it was never awaited
-        return TypeError(
-            f"{how} wants the function, but got the result of calling it. "
-            f"Write {how}({name}, ...), not {how}({name}(...))."
-        )
-    return TypeError(f"{how} wants an async function, not {given!r}")
-
-
-def _wrong_result(async_fn: object, result: object, how: str) -> TypeError:
-    name = name_of(async_fn)
-    if isinstance(result, AsyncGeneratorType):
-        return TypeError(
-            f"{how} wants an async function, but {name} is an async generator: it contains `yield`. "
-            f"Iterate over it, `async for item in {name}(...)`, in a function of its own, and pass that."
-        )
-    if hasattr(result, "_asyncio_future_blocking"):
-        return TypeError(
-            f"{name} returned {result!r}, a future of asyncio, which only asyncio can wait for. "
-            "Use this package's counterpart of what you called, or run asyncio in a thread of its own."
-        )
+    if not isinstance(given, CoroutineType | GeneratorType):
+        return TypeError(f"{how} wants an async function, not {given!r}")
+    given.close()  # or Python would warn as well that it was never awaited
+    name = given.__name__
     return TypeError(
-        f"{how} wants an async function, but {name} is a plain one: it has run already and returned {result!r}. "
-        f"Write `async def {name}`, or, if it is meant to block, call it in a thread."
+        f"{how} wants the function, but got the result of calling it. Write {how}({name}, ...), not {how}({name}(...))."
     )
 
 

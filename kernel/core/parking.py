@@ -100,8 +100,5 @@ class ParkingLot(Trap):
     def __len__(self) -> int:
         return len(self._parked)
 
-    def __bool__(self) -> bool:
-        return bool(self._parked)
-
     def __repr__(self) -> str:
         return f"<ParkingLot of {self.on if self.on is not None else hex(id(self))}, {len(self)} waiting>"

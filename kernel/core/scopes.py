@@ -24,7 +24,6 @@ No scope keeps a list of the scopes or tasks inside it: a task's own scopes are 
 from __future__ import annotations
 
 from math import inf, isnan
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import Cancelled, CancelReason
@@ -103,11 +102,8 @@ class CancelScope:
             raise RuntimeError(
                 f"{self!r} was entered a second time: a scope serves one `with` block, make one for each"
             )
-        kernel = here.kernel
-        task = kernel.current if kernel is not None else None
-        if task is None:
-            task = current_task("CancelScope")  # raises
-        assert kernel is not None
+        kernel = here.kernel or current_kernel("CancelScope")
+        task = kernel.current or current_task("CancelScope")
         parent = task.scope
         self._kernel = kernel
         self._task = task
@@ -124,9 +120,7 @@ class CancelScope:
         task.scope = self
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> bool:
         task, kernel = self._task, self._kernel
         if kernel is None or task is None or task.scope is not self or kernel.current is not task:
             self._leave_out_of_order(exc)
@@ -205,13 +199,11 @@ class CancelScope:
         """
         if reason is not None and not isinstance(reason, str):
             raise TypeError(f"cancel(reason=...) wants a string, not {reason!r}")
-        if self._why is None:
-            kernel = here.kernel
-            task = kernel.current if kernel is not None else None
-            if task is None:
-                self._cancel(CancelReason("explicit", reason=reason))
-            else:
-                self._cancel(CancelReason("explicit", task.name, id(task), reason))
+        task = here.kernel.current if here.kernel is not None else None
+        if task is None:
+            self._cancel(CancelReason("explicit", reason=reason))
+        elif self._why is None:
+            self._cancel(CancelReason("explicit", task.name, id(task), reason))
 
     def _cancel(self, why: CancelReason) -> None:
         if self._why is not None:

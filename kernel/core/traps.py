@@ -60,7 +60,7 @@ else:
 class Trap:
     """Base of the traps. It is convenient (awaitable as it stands) and not required: `arm` and `abort` are.
 
-    An instance may be yielded by many tasks at once, as a lock's is, if it keeps no state of a single wait.
+    Many tasks may yield the same instance, as with a lock's, if it keeps no state of a single wait.
     """
 
     __slots__ = ()
@@ -72,9 +72,8 @@ class Trap:
         raise NotImplementedError
 
     def abort(self, kernel: Kernel, task: Task) -> bool:
-        """The task is being cancelled: take the arrangement back and return True; or False, to let it sleep on.
-
-        After False it may be asked again, when another scope is cancelled.
+        """The task is being cancelled: take the arrangement back and return True; or False, to let it sleep on. After
+        False it may be asked again.
         """
         raise NotImplementedError
 

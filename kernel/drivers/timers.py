@@ -1,8 +1,8 @@
 """Deadlines, in order, on a sorted list.
 
 Most timeouts never fire: they are set, the operation is done in time, they are removed. So `add` only writes the timer
-down in a dict of *fresh* ones, and `remove` strikes it out again, 0.05 us each. Only when the loop is about to sleep, or
-something is due, are the fresh ones sorted in, all at once; those that are gone by then have never touched the list.
+down in a dict of *fresh* ones, and `remove` strikes it out again, 0.05 us each. Only when the loop is about to sleep,
+or something is due, are the fresh ones sorted in, all at once; those gone by then have never touched the list.
 
 The list holds tuples `(deadline, number, timed)`, which compare in C. The number counts up, so that equal deadlines
 expire in the order they were added and no two tuples ever compare their third items. Taking one out costs 1 to 2 us.

@@ -210,6 +210,24 @@ def test_a_hundred_thousand_timeouts_that_were_taken_back_leave_nothing(sorted_i
     assert not [thing for thing in gc.get_referrers(standing) if isinstance(thing, dict | list | tuple) and thing]
 
 
+@pytest.mark.parametrize("share", [1, 30, 100, 600, 1000])
+def test_those_that_are_taken_back_from_among_many_are_gone_when_time_is_next_looked_at(share: int) -> None:
+    timers = SortedTimers()
+    some = [Timer(number) for number in range(1000)]
+    for timer in some:
+        timers.add(timer.name // 10, timer)  # type: ignore[operator]
+    assert timers.next_deadline() == 0
+    for timer in some[:share]:
+        timers.remove(timer)
+    assert len(timers) == 1000 - share
+    refs = [weakref.ref(timer) for timer in some[:share]]
+    del some[:share], timer
+    assert timers.next_deadline() == (share // 10 if share < 1000 else inf)
+    assert [ref() for ref in refs] == [None] * share
+    assert names(timers, 30) == list(range(share, 310))
+    assert names(timers, inf) == list(range(max(share, 310), 1000))
+
+
 def test_an_expired_timer_is_not_kept() -> None:
     timers = SortedTimers()
     timers.add(1, Timer())
@@ -226,17 +244,25 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.timers = SortedTimers()
         self.model: list[tuple[float, int, Timer]] = []
-        self.idle: list[Timer] = [Timer(name) for name in range(12)]
+        self.idle: list[Timer] = [Timer(name) for name in range(80)]
         self.number = 0
         self.now = 0.0
 
     @rule(which=st.integers(0, 100), deadline=st.integers(0, 10))
+    def add_one(self, which: int, deadline: int) -> None:
+        self.add(which, deadline)
+
     def add(self, which: int, deadline: int) -> None:
         if self.idle:
             timer = self.idle.pop(which % len(self.idle))
             self.timers.add(self.now + deadline, timer)
             self.model.append((self.now + deadline, self.number, timer))
             self.number += 1
+
+    @rule(deadline=st.integers(0, 10), count=st.integers(2, 40))
+    def add_many(self, deadline: int, count: int) -> None:
+        for offset in range(count):
+            self.add(which=0, deadline=deadline + offset % 3)
 
     @rule(which=st.integers(0, 100))
     def remove(self, which: int) -> None:
