@@ -101,8 +101,6 @@ class Nursery:
         whose = "nobody" if parent is None else repr(parent.name)
         return f"<Nursery of {whose} at {id(self):#x}, {self._state}, {len(self._children)} children>"
 
-    # ---- starting children --------------------------------------------------------------------
-
     def start_soon(self, async_fn: AsyncFn, *args: Any, name: object = None) -> None:
         """Start `async_fn(*args)` as a child. It takes its first step later; this is not a checkpoint. Cost: 0.5 us.
 
@@ -192,8 +190,6 @@ class Nursery:
             f"{name_of(async_fn)} cannot be started: the nursery is closed. Its block has ended; nothing outlives it. "
             "Open the nursery in a caller that lives long enough, and pass it down."
         )
-
-    # ---- the block ----------------------------------------------------------------------------
 
     @operation
     def __aenter__(self) -> Generator[Any, Any, Nursery]:

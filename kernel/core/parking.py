@@ -1,9 +1,8 @@
 """The parking lot: tasks asleep in a row, until somebody lets some of them go.
 
-Most of what makes tasks wait for one another (events, locks, channels) is a parking lot with a rule about when to
-open it. Here the lot *is* the trap: `yield lot` arms it, which puts the task at the end of the row, and a
-cancellation aborts it, which takes the task out again wherever it stands. So nothing is allocated for a wait, and a
-sleeping task's `task.trap` names the lot, and through it what the task waits for.
+Most of what makes tasks wait for one another (events, locks, channels) is a parking lot with a rule about when to open
+it. Here the lot *is* the trap: `yield lot` arms it, which puts the task at the end of the row, and a cancellation
+aborts it, which takes the task out again. So nothing is allocated for a wait, and `task.trap` names the lot.
 
 First come, first served. `unpark` commits: who was let go can no longer be cancelled out of the wait. The row is a
 linked list with a dict beside it (`OrderedDict`), so taking one task out of it costs the same wherever it stands.
