@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from outcome import Error, Outcome, Value
 
-from .errors import CancelReason, KernelInternalError, new_cancelled
+from .errors import Cancelled, CancelReason, KernelInternalError, new_cancelled
 from .nursery import AsyncFn, Nursery, call_async, open_nursery
 from .ports import Clock, Poller, ReadyQueue, Timers
 from .scopes import CancelScope, leave_open_scopes
@@ -97,18 +97,18 @@ class Kernel:
 
         A task at a checkpoint is not asleep; it sees for itself when its turn comes.
         """
-        trap, reason = task.trap, task.scope.cancelled
-        if trap is None or reason is None:
+        trap = task.trap
+        if trap is None:
             return
         try:
-            if not trap.abort(self, task):
-                return
-            error: BaseException = new_cancelled(reason)
-        except BaseException as failure:  # a bug in the trap: its task gets to know, and the others are still cancelled
-            error = _without_our_frame(failure)
-        if task.trap is trap:  # abort has not woken it itself
-            self.wake(task, error=error)
-        del error  # its traceback may know this frame
+            if not trap.abort(self, task) or task.trap is None:
+                return  # it can't be taken back, or abort has woken the task itself
+        except BaseException as error:  # a bug in the trap: its task gets to know, and the others are still cancelled
+            if task.trap is not None:
+                self.wake(task, error=_without_our_frame(error))
+        else:
+            task.trap, task.step, task.value = None, Cancelled, task.scope.cancelled
+            self.ready.append(task)
 
     # ---- one pass -------------------------------------------------------------------------------
 
@@ -130,7 +130,10 @@ class Kernel:
             try:
                 if step is not None:
                     task.step = None
-                    trap = task.context.run(step, task.value)
+                    if step is Cancelled:
+                        trap = task.context.run(task.coro.throw, new_cancelled(task.value))
+                    else:
+                        trap = task.context.run(step, task.value)
                     task.value = None
                 elif (reason := task.scope.cancelled) is not None:
                     trap = task.context.run(task.coro.throw, new_cancelled(reason))
@@ -246,7 +249,10 @@ class Kernel:
             self.main_task = self.system_nursery = self._main_nursery = None  # or they would keep one another alive
         outcome, self._main_outcome = self._main_outcome, None
         assert outcome is not None
-        return outcome if self._interrupted is None else Error(self._interrupted)
+        try:
+            return outcome if self._interrupted is None else Error(self._interrupted)
+        finally:
+            del outcome  # an error may know this frame by its traceback
 
     def _start_clock(self) -> None:
         try:

@@ -26,7 +26,7 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from .errors import Cancelled, CancelReason, new_cancelled
-from .scopes import CancelScope, Reached, outermost_inside, propagate
+from .scopes import CancelScope, outermost_inside, propagate
 from .task import Coro, Task, current_kernel, current_task, here, name_of
 from .traps import Operation, Park, cancel_shielded_checkpoint, operation
 
@@ -162,18 +162,17 @@ class Nursery:
     def _take_over(self, other: Nursery) -> None:
         """All children of `other` become ours, and hang with all scopes they have entered from our scope."""
         old, new = other.cancel_scope, self.cancel_scope
-        moved: list[Reached] = []
-        for task in other._children:
+        moved = list(other._children)
+        for task in moved:
             task.parent_nursery = self
             task.eventual_parent_nursery = None
             self._children[task] = None
-            moved.append((task, new, True))
             if task.scope is old:
                 task.scope = new
             else:
                 outermost_inside(task, old)._parent = new
         other._children.clear()
-        propagate(self._kernel, moved)
+        propagate(self._kernel, moved, new, True)
 
     def _inherit(self, other: Nursery) -> None:
         """The task whose block `other` is has ended without leaving it: what is in there becomes ours."""

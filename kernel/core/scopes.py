@@ -116,7 +116,7 @@ class CancelScope:
                 self._relative = inf
             if self._why is None:
                 self._start_timer(kernel, now)
-        self.cancelled = self._why if self._shield or parent.cancelled is None else parent.cancelled
+        self.cancelled = self._why if self._shield else parent.cancelled or self._why
         task.scope = self
         return self
 
@@ -179,7 +179,7 @@ class CancelScope:
         else:
             outermost_inside(task, self)._parent = parent
         self._retire()
-        propagate(kernel, [(task, parent, True)])
+        propagate(kernel, [task], parent, True)
         current = kernel.current
         if current is task:
             raise RuntimeError(f"{self!r} was left before a scope or nursery inside it was. {_ADVICE}") from exc
@@ -229,13 +229,12 @@ class CancelScope:
         assert kernel is not None
         assert task is not None
         if task.scope is not self or self.nursery is not None:
-            propagate(kernel, [(task, parent, False)])
+            propagate(kernel, [task], parent, False)
             return
         # Nothing below, as with nearly every timeout: the same for this scope alone. Saves 0.7 of 5 us when one fires.
-        cancelled = self._why if self._shield or parent is None or parent.cancelled is None else parent.cancelled
         newly = self.cancelled is None
-        self.cancelled = cancelled
-        if newly and cancelled is not None:
+        self.cancelled = self._why if self._shield or parent is None else parent.cancelled or self._why
+        if newly and self.cancelled is not None:
             kernel.interrupt(task)
 
     # ---- deadline and shield ------------------------------------------------------------------
@@ -345,35 +344,31 @@ def outermost_inside(task: Task, scope: CancelScope) -> CancelScope:
     return inside
 
 
-Reached = tuple[Task, CancelScope | None, bool]
-
-
-def propagate(kernel: Kernel, reached: list[Reached]) -> None:
+def propagate(kernel: Kernel, tasks: list[Task], settled: CancelScope | None, newly: bool) -> None:
     """Recompute `cancelled` down the tree, and interrupt the tasks that cancellation has newly reached.
 
-    Each entry of `reached` is a task, the scope up to which all is settled, and whether that one was not cancelled
-    before: the task's chain is recomputed from there inwards. Where a scope does not change, nothing below it does.
-    Breadth first; children in the order of their start.
+    The chains of `tasks` are recomputed from `settled` inwards; `newly` is whether that one was not cancelled before.
+    Where a scope does not change, nothing below it does. Breadth first; children in the order of their start.
     """
-    for task, settled, newly in reached:
-        chain = []
-        scope: CancelScope | None = task.scope
-        while scope is not settled:
-            assert scope is not None
-            chain.append(scope)
-            scope = scope._parent
-        for scope in reversed(chain):
-            parent = scope._parent
-            cancelled = scope._why if scope._shield or parent is None or parent.cancelled is None else parent.cancelled
-            if cancelled is scope.cancelled:
-                break
-            newly = scope.cancelled is None
-            scope.cancelled = cancelled
-            if scope.nursery is not None:
-                reached.extend([(child, scope, newly) for child in scope.nursery._children])
-        else:
-            if newly and task.scope.cancelled is not None:
-                kernel.interrupt(task)
+    levels = [(tasks, settled, newly)]
+    for tasks, settled, was_free in levels:
+        for task in tasks:
+            newly, chain, scope = was_free, [], task.scope
+            while scope is not settled:
+                chain.append(scope)
+                scope = scope._parent  # type: ignore[assignment]  # not None before `settled`
+            for scope in reversed(chain):
+                parent = scope._parent
+                reason = scope._why if scope._shield or parent is None else parent.cancelled or scope._why
+                if reason is scope.cancelled:
+                    break
+                newly = scope.cancelled is None
+                scope.cancelled = reason
+                if scope.nursery is not None:
+                    levels.append((list(scope.nursery._children), scope, newly))
+            else:
+                if newly and task.scope.cancelled is not None:
+                    kernel.interrupt(task)
 
 
 def leave_open_scopes(task: Task, base: CancelScope, error: BaseException | None) -> BaseException:

@@ -6,6 +6,7 @@ A task is in one of four states, all readable from two fields:
     ---------  ----------  --------------------------------------------------------------------
     ready      None        None: it yielded at a checkpoint, go on unless cancelled
                            `coro.send` or `coro.throw`: it was woken, and must get `value`
+                           `Cancelled`: it was interrupted, and must get one, for the reason in `value`
     running    None        None                                     (and `kernel.current is task`)
     sleeping   the trap    None
     finished   None        `outcome.Value` or `outcome.Error`: how it ended, with `value`
@@ -42,7 +43,7 @@ class Task:
     Attributes:
         coro: the coroutine or generator.
         context: its `contextvars.Context`, a copy of the spawner's.
-        parent_nursery: the nursery it runs in; None for the main task.
+        parent_nursery: the nursery it runs in; None for the task at the root of the tree.
         eventual_parent_nursery: while inside `nursery.start()`, the nursery it will move to; otherwise None.
         trap: what it sleeps on, or None while it is ready, running or finished.
         custom_sleep_data: for whoever put it to sleep; the kernel never reads it.

@@ -349,6 +349,27 @@ def test_the_stride_grows_back_when_steps_are_quick_again() -> None:
     assert set(grown[6:-1]) == {61}
 
 
+def test_the_look_that_slept_until_a_deadline_serves_it() -> None:
+    real = 0.0
+
+    def sleep() -> list[Task]:
+        nonlocal real
+        real += poller.looks[-1]
+        return []
+
+    poller = DrivenPoller(sleep, sleep)
+
+    async def main() -> None:
+        await kernel.sleep(2.5)
+        with kernel.move_on_after(4):
+            await kernel.sleep_forever()
+
+    kernel.run(main, poller=poller, clock=MockClock(rate=1, real_clock=lambda: real))
+    assert [timeout for timeout in poller.looks if timeout] == [2.5, 4]
+    assert poller.looks[0] == 2.5
+    assert poller.looks[1] == 4  # and no look in between
+
+
 def test_an_idle_kernel_that_is_woken_for_nothing_goes_back_to_sleep() -> None:
     """Signals do that, and late reports; the longest a poller sleeps is a day."""
     tasks: list[Task] = []
