@@ -495,6 +495,17 @@ def test_child_that_moves_into_a_cancelled_nursery_is_cancelled_with_the_scopes_
     ]))
 
 
+def test_sleeping_child_that_somebody_else_moves_into_a_cancelled_nursery_is_woken() -> None:
+    compare(Program([
+        Nursery("n1", [
+            Scope("s1", [
+                Cancel("n1"),
+                Start("n1", "t1", [Spawn("n1", "t2", [Started()]), Sleep(5)]),
+            ], shield=True),
+        ]),
+    ]))
+
+
 @pytest.mark.parametrize("before", [[], [Spawn("n2", "t4", [Sleep(2)])]], ids=["no child", "a child that ends"])
 @pytest.mark.parametrize("after", [[], [Started(), Sleep(2)]], ids=["not started", "started"])
 def test_nursery_waits_for_a_start_that_another_task_has_under_way(before: Body, after: Body) -> None:
@@ -533,6 +544,34 @@ def test_nursery_left_open_by_its_task_takes_no_more_children() -> None:
             ShieldedCheckpoint(),
             ShieldedCheckpoint(),
             Spawn("n2", "t2", [Sleep(1)]),
+        ]),
+    ]))
+
+
+def test_error_that_a_nursery_had_gathered_when_its_task_left_it_open_still_arrives() -> None:
+    compare(Program([
+        Nursery("n1", [
+            Spawn("n1", "t1", [
+                Open("n2"),
+                Spawn("n2", "t2", [Raise("E1")]),
+                ShieldedCheckpoint(),
+                ShieldedCheckpoint(),
+            ]),
+        ]),
+    ]))
+
+
+def test_child_started_for_a_nursery_that_was_left_open_meanwhile_stays_with_its_caller() -> None:
+    compare(Program([
+        Nursery("n1", [
+            Spawn("n1", "t1", [Open("n2"), Sleep(1)]),
+            Spawn("n1", "t2", [
+                Scope("s1", [
+                    Checkpoint(),
+                    Start("n2", "t3", [Sleep(2), Started(), Sleep(1)]),
+                    Sleep(1),
+                ], shield=True),
+            ]),
         ]),
     ]))
 

@@ -2904,3 +2904,22 @@ def test_cancel_shielded_checkpoint_lets_children_of_a_cancelled_nursery_end(vir
             assert len(current_kernel().timers) == 0
 
     virtual(main)
+
+
+def test_a_nursery_that_has_outlived_its_task_says_so(virtual: Callable[..., Any]) -> None:
+    """It refers to the task weakly, as the task, by the traceback of its error, may refer to it."""
+
+    async def short_lived(kept: list[Nursery]) -> None:
+        async with open_nursery() as nursery:
+            kept.append(nursery)
+            assert nursery.parent_task is kernel.lowlevel.current_task()
+
+    async def main() -> None:
+        kept: list[Nursery] = []
+        async with open_nursery() as nursery:
+            nursery.start_soon(short_lived, kept)
+        assert "of nobody" in repr(kept[0])
+        with pytest.raises(RuntimeError, match="its task is gone"):
+            _ = kept[0].parent_task
+
+    virtual(main)

@@ -431,6 +431,32 @@ def test_an_abort_that_raises_raises_in_its_task_and_the_others_are_still_cancel
     kernel.run(main)
 
 
+def test_an_abort_that_wakes_its_task_and_then_fails_has_woken_it() -> None:
+    """Waking commits, whatever goes wrong after it: the task gets what it was handed, and the cancellation later."""
+    log: list[object] = []
+
+    def abort(kernel: Kernel, task: Task) -> bool:
+        kernel.wake(task, "by abort")
+        raise ZeroDivisionError
+
+    async def child() -> None:
+        log.append(await Call(on_abort=abort))
+        try:
+            await checkpoint()
+        except kernel.Cancelled:
+            log.append("cancelled")
+            raise
+
+    async def main() -> None:
+        async with kernel.open_nursery() as nursery:
+            nursery.start_soon(child)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+    kernel.run(main)
+    assert log == ["by abort", "cancelled"]
+
+
 def test_an_abort_that_wakes_its_task_itself_does_not_keep_the_others_from_being_cancelled() -> None:
     ended: list[str] = []
 
