@@ -10,6 +10,8 @@ whatever function and however many tasks, and nesting works because scopes nest.
 
 from __future__ import annotations
 
+from math import inf
+
 from .core.errors import TooSlowError
 from .core.scopes import CancelScope
 
@@ -18,7 +20,7 @@ __all__ = ["fail_after", "fail_at", "move_on_after", "move_on_at"]
 
 def move_on_after(seconds: float, *, shield: bool = False) -> CancelScope:
     """A scope that cancels itself `seconds` (not below 0) after it is entered. See `CancelScope` for the errors."""
-    return CancelScope(relative_deadline=seconds, shield=shield)
+    return CancelScope(inf, seconds, shield)
 
 
 def move_on_at(deadline: float, *, shield: bool = False) -> CancelScope:

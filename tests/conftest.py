@@ -16,7 +16,6 @@ import kernel
 from kernel.core.task import Task, here
 from kernel.testing import MockClock
 
-
 _told: weakref.WeakSet[Task] = weakref.WeakSet()
 """Tasks that a test has failed for already: the tests after it are not to blame."""
 

@@ -43,6 +43,7 @@ WORKLOADS = (
     Workload("switch_1", "switch, 1 task", targets={"uvloop": 2.5, "asyncio": 6, "trio": 9}),
     Workload("switch_1000", "switch, 1000 tasks", batch=1000, targets={"uvloop": 1.3, "asyncio": 2.8, "trio": 4.5}),
     Workload("spawn_join", "spawn and join a task", batch=1000, targets={"uvloop": 1.6, "asyncio": 2.5, "trio": 4}),
+    Workload("spawn_join_bare", "the same, asyncio's without a TaskGroup", batch=1000),
     Workload("nursery_1", "a nursery around one child"),
     Workload("timeout", "timeout around a checkpoint", targets={"uvloop": 1.8, "asyncio": 2.5, "trio": 4}),
     Workload("timeouts_fire", "10,000 timeouts that fire, each", size=10_000, targets=_MANY),
