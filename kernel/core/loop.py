@@ -241,7 +241,11 @@ class Kernel:
             )
         here.kernel, self.running = self, True
         try:
-            self._start_clock()
+            try:
+                self.clock.start_clock()
+                self._passed_at = self.clock.current_time()
+            except Exception as error:
+                raise self._broken() from error
             main = call_async(async_fn, args, "kernel.run")
             self._drive(self._begin(self._root(main, name_of(async_fn), epilogue)))
         finally:
@@ -250,16 +254,13 @@ class Kernel:
         outcome, self._main_outcome = self._main_outcome, None
         assert outcome is not None
         try:
-            return outcome if self._interrupted is None else Error(self._interrupted)
+            if self._interrupted is None:
+                return outcome
+            if isinstance(outcome, Error) and not isinstance(outcome.error, Cancelled):
+                self._interrupted.__context__ = outcome.error  # cleaning up has failed, and that must not get lost
+            return Error(self._interrupted)
         finally:
             del outcome  # an error may know this frame by its traceback
-
-    def _start_clock(self) -> None:
-        try:
-            self.clock.start_clock()
-            self._passed_at = self.clock.current_time()
-        except Exception as error:
-            raise self._broken() from error
 
     def _begin(self, coro: Coro) -> Task:
         """Make the root task: in no nursery, and in a scope of its own that nobody ever leaves."""

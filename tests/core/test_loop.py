@@ -860,9 +860,12 @@ def test_ctrl_c_comes_out_even_if_main_returns_or_fails() -> None:
         finally:
             raise OSError("never mind")
 
-    for main in (returning, failing):
-        with pytest.raises(KeyboardInterrupt):
-            kernel.run(main, poller=DrivenPoller(interrupt))
+    with pytest.raises(KeyboardInterrupt) as info:
+        kernel.run(returning, poller=DrivenPoller(interrupt))
+    assert info.value.__context__ is None
+    with pytest.raises(KeyboardInterrupt) as info:
+        kernel.run(failing, poller=DrivenPoller(interrupt))
+    assert isinstance(info.value.__context__, OSError)
 
 
 def test_a_second_ctrl_c_does_not_wait(wreckage: None) -> None:

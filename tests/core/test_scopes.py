@@ -81,11 +81,6 @@ def test_arguments_are_kept() -> None:
     assert CancelScope(shield=True).shield is True
 
 
-def test_arguments_have_to_be_named() -> None:
-    with pytest.raises(TypeError):
-        CancelScope(5)  # type: ignore[misc]
-
-
 @pytest.mark.parametrize("which", ["deadline", "relative_deadline"])
 def test_a_nan_deadline_is_refused(which: str) -> None:
     """trio#2493"""
