@@ -33,7 +33,6 @@ from .traps import Operation, Park, cancel_shielded_checkpoint, operation
 if TYPE_CHECKING:
     from .loop import Kernel
 
-
 T = TypeVar("T")
 AsyncFn = Callable[..., Awaitable[Any] | Generator[Any, Any, Any]]
 
@@ -269,15 +268,6 @@ class Nursery:
                 CancelReason("nursery", task.name, id(task), f"it ended with {type(error).__name__}")
             )
 
-    def _child_ended(self, task: Task, error: BaseException | None) -> None:
-        """Called by the loop when a child has finished."""
-        children = self._children
-        del children[task]
-        if error is not None:
-            self._failed(task, error)
-        if not children and self._joining is not None:
-            self._release_parent()
-
     def _release_parent(self) -> None:
         """Wake the parent if it waits and nothing is left to wait for. From this moment on, nobody can come in."""
         parent = self._joining
@@ -329,10 +319,10 @@ class TaskStatus(Generic[T]):
 
 
 class _IgnoredStatus:
-    """The default of a `task_status` parameter, for functions that are run by `start_soon` too."""
+    """The default of a `task_status` parameter, for functions that are run by `start_soon` too. Does nothing."""
 
     def started(self, value: object = None) -> None:
-        """Do nothing."""
+        pass
 
     def __repr__(self) -> str:
         return "TASK_STATUS_IGNORED"

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .loop import Kernel
     from .nursery import Nursery
 
-
 _DEADLINE: Final = CancelReason("deadline")
 
 _ADVICE: Final = (

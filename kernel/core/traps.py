@@ -33,7 +33,6 @@ from .task import Task, current_kernel, here
 if TYPE_CHECKING:
     from .loop import Kernel
 
-
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
 
