@@ -44,7 +44,7 @@ def run(
         TypeError: `async_fn` is no async function; the message says what it was and what to write.
         KernelInternalError: the kernel or a driver broke.
 
-    Cost: 40 us for a run that does nothing.
+    Cost: 20 us for a run that does nothing.
     """
     kernel = Kernel(
         clock=clock if clock is not None else MonotonicClock(),

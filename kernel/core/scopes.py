@@ -52,7 +52,7 @@ class CancelScope:
         relative_deadline: the same as seconds from the moment of entering, not below 0. Not both.
         shield: whether cancellation from outside is kept out.
 
-    Raises ValueError for a deadline that is NaN or negative or given twice, TypeError for a `shield` that is no bool.
+    Raises ValueError if a deadline is NaN, the relative one negative, or both given; TypeError if `shield` is no bool.
 
     Attributes:
         cancelled_caught: whether the block ended because this scope swallowed a `Cancelled`.
