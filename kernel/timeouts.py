@@ -14,8 +14,9 @@ from math import inf
 
 from .core.errors import TooSlowError
 from .core.scopes import CancelScope
+from .core.task import current_task
 
-__all__ = ["fail_after", "fail_at", "move_on_after", "move_on_at"]
+__all__ = ["current_effective_deadline", "fail_after", "fail_at", "move_on_after", "move_on_at"]
 
 
 def move_on_after(seconds: float, *, shield: bool = False) -> CancelScope:
@@ -53,3 +54,18 @@ def fail_after(seconds: float, *, shield: bool = False) -> CancelScope:
 def fail_at(deadline: float, *, shield: bool = False) -> CancelScope:
     """As `move_on_at`, and raises `TooSlowError` when the block was cut short."""
     return _Fail(deadline=deadline, shield=shield)
+
+
+def current_effective_deadline() -> float:
+    """The earliest deadline that holds for the running task, as an absolute time; `inf` for none, `-inf` if cancelled.
+
+    Not a checkpoint. Cost: the number of scopes in sight. Raises RuntimeError outside any task.
+    """
+    scope = current_task("current_effective_deadline()").scope
+    if scope.cancelled is not None:
+        return -inf
+    deadline = scope._deadline
+    while scope._parent is not None and not scope._shield:
+        scope = scope._parent
+        deadline = min(deadline, scope._deadline)
+    return deadline

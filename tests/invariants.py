@@ -22,11 +22,11 @@ from math import inf
 from typing import Any
 
 from kernel.core.nursery import Nursery, _Join
-from kernel.core.parking import ParkingLot
 from kernel.core.scopes import CancelScope
 from kernel.core.task import Task, here
 from kernel.core.traps import SleepUntil, WaitReadable, WaitWritable
 from kernel.lowlevel import Kernel
+from kernel.parking import ParkingLot
 from kernel.testing.idle import _WaitIdle
 
 __all__ = ["CheckedReadyQueue", "NoFiles", "Stuck", "check", "check_nothing_left", "close_all", "tasks_of"]
@@ -111,6 +111,9 @@ class NoFiles:
             raise Stuck("\n".join(["all tasks sleep, and nothing is there to wake one:", *asleep]))
         return ()
 
+    def wakeup(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -160,7 +163,7 @@ def check_nothing_left(kernel: Kernel) -> Iterator[str]:
         yield f"{len(kernel.poller)} waits for files are left"
     if kernel.idle_waiters:
         yield f"waiting for quiet: {list(kernel.idle_waiters)}"
-    if kernel.running or kernel.main_task or kernel.system_nursery or kernel._main_nursery:
+    if kernel.running or kernel.main_task or kernel.system_nursery or kernel.main_nursery:
         yield "the kernel still refers to the top of its tree"
 
 

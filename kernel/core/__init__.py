@@ -1,4 +1,4 @@
 """The microkernel. It imports nothing else of the package. Read in this order:
 
-errors, ports, task, traps, parking, scopes, nursery, loop.
+errors, ports, task, traps, scopes, nursery, loop.
 """

@@ -121,5 +121,9 @@ class RunFinishedError(RuntimeError):
     """Raised when a finished run is asked to do something."""
 
 
+class Deadlock(RuntimeError):
+    """Nothing can ever happen again in this run. Raised by `kernel.run`; the text says who waits for whom."""
+
+
 class KernelInternalError(Exception):
     """The kernel or one of its drivers broke: a bug, not a misuse. The run is over; the cause is in `__cause__`."""

@@ -4,8 +4,8 @@
     poll(timeout)   ask the poller who can go on, then the timers
     idle_time()     how long poll may sleep: not at all while a task is ready
 
-`run` calls the first two in turn until the main task has ended; a host loop may call the three itself. A *step* is
-what one task does between two traps. What a trap does, what a scope means and who waits for whom is not known here:
+`drive` calls them in turn until all tasks have ended; a host loop may do so itself. A *step* is what one task does
+between two traps. What a trap does, what a scope means and who waits for whom is not known here:
 the loop calls `trap.arm` and `trap.abort`, and strikes a task that has ended off its nursery's list.
 
 Rules:
@@ -16,6 +16,7 @@ Rules:
   program; Go and tokio do the same. When steps are slow it shrinks until a pass takes about a millisecond, so that
   timeouts stay sharp.
 * Only `wake` makes a sleeping task ready, and it commits: what it hands over has an owner from that moment.
+* Only `call_soon` may be called from outside the kernel's thread. It is the one door, and leads to the end of a pass.
 * An error in a task is the task's. An error in the kernel's own code, or in a driver, ends the run with
   `KernelInternalError`.
 """
@@ -23,9 +24,10 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import copy_context
 from inspect import isgenerator
+from itertools import repeat
 from math import inf
 from typing import Any, Final
 
@@ -43,10 +45,10 @@ BUDGET: Final = 128  # operations that need not block, before one of them yields
 
 
 class Kernel:
-    """One run: the tasks, and the four drivers they are served by. `kernel.run` makes one.
+    """One run: the tasks, and the four drivers they are served by. `kernel.Kernel` is this plus all that surrounds it.
 
     What a trap may use: `wake`, `current`, and the drivers `clock`, `timers` and `poller`. All of it belongs to the
-    thread that runs the kernel; nothing here may be called from another one.
+    thread that runs the kernel; nothing but `call_soon` may be called from another one.
     """
 
     def __init__(self, *, clock: Clock, timers: Timers, poller: Poller, ready: ReadyQueue) -> None:
@@ -58,20 +60,33 @@ class Kernel:
         self.running = False
         # The step that runs. `current` is None between steps; a `budget` below 0 means the step has had its share.
         self.current: Task | None = None
-        self.budget = BUDGET
-        # Calls to make between steps. Anybody may append at any time, a garbage collector in another thread included.
+        self.budget: float = BUDGET
+        self.allowance: float = BUDGET  # what each step begins with
+        # Calls to make at the end of the pass; whether the loop sleeps, so that a new one must wake it.
         self.soon: deque[Callable[[], object]] = deque()
+        self.asleep = False
         # Who waits until nothing happens any more (kernel.testing), and for how many real seconds.
         self.idle_waiters: dict[Task, float] = {}
-        # The top of the task tree: root task, system nursery, main nursery, main task.
-        self.main_task: Task | None = None
+        # Calls to make when a task ends: breaking the locks it holds, telling who waits for its result.
+        self.farewells: dict[Task, list[Callable[[Task], object]]] = {}
+        # For observers: called with each trap that is no checkpoint; called when the loop is about to sleep for ever.
+        self.trapped: Callable[[Task, Any], object] | None = None
+        self.stuck: Callable[[], float] | None = None  # returns how long it shall sleep
+        # Called at the end of each pass, while a signal waits for a task to be in a state to get it.
+        self.interrupted: Callable[[], object] | None = None
+        # What belongs to this run, and is none of the core's business.
+        self.locals: dict[object, Any] = {}
+        # The top of the task tree.
+        self.root_task: Task | None = None
         self.system_nursery: Nursery | None = None
-        self._main_nursery: Nursery | None = None
+        self.main_nursery: Nursery | None = None
+        self.main_task: Task | None = None
+        # What the run ends with: main's outcome, unless something from outside the tasks has put an end to it.
         self._main_outcome: Outcome[Any] | None = None
-        # Ctrl-C, when it came while no task was running.
-        self._interrupted: KeyboardInterrupt | None = None
-        # How many steps a pass may have, and when the last one ended.
+        self._verdict: BaseException | None = None
+        # How many steps a pass may have, those that the present one still has, and when the last one ended.
         self._stride = STRIDE
+        self._steps = repeat(None, 0)
         self._passed_at = 0.0
 
     # ---- what traps and primitives call ---------------------------------------------------------
@@ -92,10 +107,11 @@ class Kernel:
             task.value = error
         self.ready.append(task)
 
-    def interrupt(self, task: Task) -> None:
-        """The scope `task` is in was cancelled: if it sleeps on what can be taken back, wake it with `Cancelled`.
+    def interrupt(self, task: Task, error: BaseException | None = None) -> None:
+        """If `task` sleeps on what can be taken back, wake it with `error`; without, as its scope was cancelled, with
+        `Cancelled`.
 
-        A task at a checkpoint is not asleep; it sees for itself when its turn comes.
+        A task at a checkpoint is not asleep; it sees a cancellation for itself when its turn comes.
         """
         trap = task.trap
         if trap is None:
@@ -103,12 +119,32 @@ class Kernel:
         try:
             if not trap.abort(self, task) or task.trap is None:
                 return  # it can't be taken back, or abort has woken the task itself
-        except BaseException as error:  # a bug in the trap: its task gets to know, and the others are still cancelled
+        except BaseException as bug:  # in the trap: its task gets to know, and the others are still cancelled
             if task.trap is not None:
-                self.wake(task, error=_without_our_frame(error))
+                self.wake(task, error=_without_our_frame(bug))
         else:
+            if error is not None:
+                self.wake(task, error=error)
+                return
             task.trap, task.step, task.value = None, Cancelled, task.scope.cancelled
             self.ready.append(task)
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Call `function` at the end of the pass, in the order of these calls. For any thread, signal handlers and
+        finalizers; wakes the loop if it sleeps. What `function` raises ends the run. Cost: 0.1 us, or a system call.
+        """
+        self.soon.append(function)
+        if self.asleep:
+            self.asleep = False  # one wake-up serves all that comes before the loop has looked
+            try:
+                self.poller.wakeup()
+            except BaseException:  # out of a signal handler. Then the next call must try again
+                self.asleep = True
+                raise
+
+    def end_pass(self) -> None:
+        """Let the present pass end with the step that runs now."""
+        deque(self._steps, maxlen=0)
 
     # ---- one pass -------------------------------------------------------------------------------
 
@@ -120,12 +156,15 @@ class Kernel:
         """
         ready = self.ready
         popleft, append = ready.popleft, ready.append
-        for _ in range(self._stride):
+        # While an interrupt waits until its task can get it: one step at a time, in which the next operation yields.
+        stride, allowance = (self._stride, self.allowance) if self.interrupted is None else (1, -1)
+        self._steps = steps = repeat(None, stride)
+        for _ in steps:
             if not ready:
                 break
             task = popleft()
             self.current = task
-            self.budget = BUDGET
+            self.budget = allowance
             step = task.step
             try:
                 if step is not None:
@@ -151,6 +190,8 @@ class Kernel:
                     append(task)
                     continue
                 task.trap = trap
+                if self.trapped is not None:
+                    self.trapped(task, trap)
                 try:
                     trap.arm(self, task)
                 except BaseException as error:
@@ -175,16 +216,29 @@ class Kernel:
             self._stride = max(1, self._stride // 2)
         elif self._stride < STRIDE:
             self._stride = min(STRIDE, self._stride * 2)
-        for task in self.poller.poll(timeout):
-            self.wake(task)
         if timeout > 0:
-            now = clock.current_time()
+            if timeout == inf and self.stuck is not None and self.interrupted is None:
+                timeout = self.stuck()
+            self.asleep = True
+            if self.soon:  # left just now; who calls from here on sees that we are asleep
+                timeout = 0.0
+        tasks = self.poller.poll(timeout)
+        self.settle(tasks, clock.current_time() if timeout > 0 else now, timeout)
+
+    def settle(self, tasks: Iterable[Task], now: float, timeout: float) -> None:
+        """The second half of `poll`: `tasks` are those whose files are ready `now`, after up to `timeout` seconds."""
+        timeout, self.asleep = timeout if self.asleep else 0.0, False  # woken before its time, it was no quiet one
+        for task in tasks:
+            self.wake(task)
         for timed in self.timers.expired(now):
             timed.expire(self)
-        for _ in range(len(self.soon)):
-            self.soon.popleft()()
+        if self.soon:
+            for _ in range(len(self.soon)):
+                self.soon.popleft()()
+        if self.interrupted is not None:
+            self.interrupted()
         self._passed_at = now
-        if not self.ready:
+        if not self.ready and not self.soon:
             cushion = self._cushion()
             if cushion != inf and cushion <= timeout:
                 self._quiet(cushion)
@@ -226,6 +280,9 @@ class Kernel:
             value = leave_open_scopes(task, nursery.cancel_scope, value if how is Error else None)
             how = Error
         task.step, task.value = how, value
+        if self.farewells:
+            for call in self.farewells.pop(task, ()):
+                call(task)
         if task is self.main_task:
             nursery.cancel_scope._cancel(CancelReason("shutdown"))
         # The nursery's own business, done here because each task comes by: a call to it would be 3 % of spawn and join.
@@ -238,80 +295,101 @@ class Kernel:
 
     # ---- a whole run --------------------------------------------------------------------------------
 
-    def run(self, async_fn: AsyncFn, args: tuple[Any, ...], epilogue: Callable[[], Awaitable[None]]) -> Outcome[Any]:
-        """Run `async_fn(*args)` as the main task until it and all that it started have ended, then `epilogue()`.
-
-        Returns the main task's outcome. Errors are those of `kernel.run`.
-        """
+    def begin(self) -> None:
+        """A run begins, in this thread. Raises RuntimeError, and changes nothing, if there is one already."""
         if here.kernel is not None:
             raise RuntimeError(
                 "kernel.run() was called from inside a kernel that is running in this thread. "
                 "Await the function instead, or start it in a nursery."
             )
+        try:
+            self.clock.start_clock()
+            self._passed_at = self.clock.current_time()
+        except Exception as error:
+            raise self._broken() from error
         here.kernel, self.running = self, True
-        try:
-            try:
-                self.clock.start_clock()
-                self._passed_at = self.clock.current_time()
-            except Exception as error:
-                raise self._broken() from error
-            main = call_async(async_fn, args, "kernel.run")
-            self._drive(self._begin(self._root(main, name_of(async_fn), epilogue)))
-        finally:
-            here.kernel, self.running = None, False
-            self.main_task = self.system_nursery = self._main_nursery = None  # or they would keep one another alive
-        outcome, self._main_outcome = self._main_outcome, None
-        assert outcome is not None
-        try:
-            if self._interrupted is None:
-                return outcome
-            if isinstance(outcome, Error) and not isinstance(outcome.error, Cancelled):
-                self._interrupted.__context__ = outcome.error  # cleaning up has failed, and that must not get lost
-            return Error(self._interrupted)
-        finally:
-            del outcome  # an error may know this frame by its traceback
 
-    def _begin(self, coro: Coro) -> Task:
-        """Make the root task: in no nursery, and in a scope of its own that nobody ever leaves."""
+    def plant(self, async_fn: AsyncFn, args: tuple[Any, ...], epilogue: Callable[[], Awaitable[None]]) -> None:
+        """Make the task tree: `async_fn(*args)` is the main task, and when it and all that it started have ended comes
+        `epilogue()`.
+        """
+        main = call_async(async_fn, args, "kernel.run")
+        # The root task is in no nursery, and in a scope of its own that nobody ever leaves.
         scope = CancelScope()
-        root = Task(coro, copy_context(), scope, None, "<root>")
+        root = Task(self._root(main, name_of(async_fn), epilogue), copy_context(), scope, None, "<root>")
         scope._kernel, scope._task, scope._state = self, root, "active"
+        self.root_task = root
         self.ready.append(root)
-        return root
 
     async def _root(self, main: Coro, name: str, epilogue: Callable[[], Awaitable[None]]) -> None:
         async with open_nursery() as self.system_nursery:
             try:
-                async with Nursery(self, current_task(), bare=True) as self._main_nursery:
-                    self.main_task = task = self._main_nursery._spawn(main, name)
+                async with Nursery(self, current_task(), bare=True) as self.main_nursery:
+                    self.main_task = task = self.main_nursery._spawn(main, name)
                 self._main_outcome = task.outcome
             except GeneratorExit:  # the run has crashed, and this coroutine is thrown away
                 raise
             except BaseException as error:  # main's, and those of children that it left behind in an open nursery
                 self._main_outcome = Error(_without_our_frame(_without_our_frame(error)))
-            await epilogue()
             self.system_nursery.cancel_scope._cancel(CancelReason("shutdown"))
+        await epilogue()
 
-    def _drive(self, root: Task) -> None:
+    def drive(self) -> None:
+        """Pass after pass, until the last task has ended."""
+        root = self.root_task
+        assert root is not None
         while True:
             try:
-                self.run_ready()
-                if root.outcome is not None:
-                    break
-                self.poll(self.idle_time())
-            except KeyboardInterrupt as interrupt:
-                self._interrupt_main(interrupt)
-            except Exception as error:
-                raise self._broken() from error
-        if isinstance(root.outcome, Error):
-            raise self._broken("a task of the kernel's own failed") from root.outcome.error
+                while True:
+                    self.run_ready()
+                    if root.outcome is not None and self.is_over():
+                        return
+                    self.poll(self.idle_time())
+            except BaseException as error:
+                self.judge(error)
 
-    def _interrupt_main(self, interrupt: KeyboardInterrupt) -> None:
-        """Ctrl-C came while no task was running: ask everything to leave. A second one does not wait for it."""
-        if self._interrupted is not None or self._main_nursery is None:
-            raise interrupt
-        self._interrupted = interrupt
-        self._main_nursery.cancel_scope._cancel(CancelReason("KeyboardInterrupt"))
+    def is_over(self) -> bool:
+        """Whether the last task has ended. Raises KernelInternalError if one of the kernel's own has failed."""
+        assert self.root_task is not None
+        outcome = self.root_task.outcome
+        if isinstance(outcome, Error):
+            raise self._broken("a task of the kernel's own failed") from outcome.error
+        return outcome is not None
+
+    def judge(self, error: BaseException) -> None:
+        """A pass has raised what is no task's. A bug ends the run. An exception that a signal handler has raised in the
+        midst of the loop asks everything to leave, and comes out of the run in the end; a second one does not wait.
+        """
+        if error is self._verdict or isinstance(error, KernelInternalError):
+            raise error
+        if isinstance(error, Exception):
+            raise self._broken() from error
+        self.condemn(error, CancelReason("KeyboardInterrupt", reason=f"{type(error).__name__} came while idle"))
+
+    def condemn(self, verdict: BaseException, why: CancelReason) -> None:
+        """Cancel all tasks, and let the run end with `verdict`. Raises it at once if that was tried already."""
+        tried, self._verdict = self._verdict, verdict
+        if tried is not None or self.main_nursery is None:
+            raise verdict
+        self.main_nursery.cancel_scope._cancel(why)
+
+    def end(self) -> Outcome[Any] | None:
+        """The run is over, well or not: forget it, and return the main task's outcome if there is one."""
+        here.kernel, self.running = None, False
+        # These would keep one another alive.
+        self.root_task = self.main_task = self.system_nursery = self.main_nursery = None
+        self.locals = {}
+        self.farewells.clear()
+        outcome, self._main_outcome = self._main_outcome, None
+        verdict, self._verdict = self._verdict, None
+        try:
+            if verdict is None or outcome is None:
+                return outcome
+            if isinstance(outcome, Error) and not isinstance(outcome.error, Cancelled):
+                verdict.__context__ = outcome.error  # cleaning up has failed, and that must not get lost
+            return Error(verdict)
+        finally:
+            del outcome, verdict  # an error may know this frame by its traceback
 
     def _broken(self, what: str = "the kernel or one of its drivers broke") -> KernelInternalError:
         return KernelInternalError(

@@ -22,10 +22,10 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import copy_context
 from functools import partial
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar
 
-from .errors import Cancelled, CancelReason, new_cancelled
+from .errors import Cancelled, CancelReason, Source, new_cancelled
 from .scopes import CancelScope, outermost_inside, propagate
 from .task import Coro, Task, current_kernel, current_task, here, name_of
 from .traps import Operation, Park, cancel_shielded_checkpoint, operation
@@ -64,7 +64,7 @@ class Nursery:
         "_children",                 # a dict, for its order: whom a cancellation reaches first must not be chance
         "_pending_starts",           # children that start() is bringing up elsewhere
         "_joining",                  # the task that sleeps on the _Join: the parent. Then there is somebody to wait for
-        "_errors", "_cancelled",     # what the body and the children ended with so far; the first Cancelled
+        "_errors", "_cancelled",     # what the body and the children ended with, by id; the first Cancelled
         "_bare",                     # a lone error is raised as it is: for nurseries that the user did not open
         "__weakref__",
     )
@@ -77,7 +77,7 @@ class Nursery:
         self._bare = bare
         self._cancelled: Cancelled | None = None
         self._children: dict[Task, None] = {}
-        self._errors: list[BaseException] = []
+        self._errors: dict[int, tuple[BaseException, TracebackType | None]] = {}
         self._joining: Task | None = None
         self._pending_starts = 0
         self._state = "new"
@@ -177,7 +177,7 @@ class Nursery:
     def _inherit(self, other: Nursery) -> None:
         """The task whose block `other` is has ended without leaving it: what is in there becomes ours."""
         other._state = "abandoned"
-        self._errors += other._errors
+        self._errors |= other._errors
         self._take_over(other)
 
     def _refuse(self, async_fn: object) -> NoReturn:
@@ -191,7 +191,7 @@ class Nursery:
         )
 
     @operation
-    def __aenter__(self) -> Generator[Any, Any, Nursery]:
+    def __aenter__(self) -> Generator[Any, Any, Self]:
         self._open()
         return self
         yield  # makes it a generator; nothing to wait for
@@ -250,23 +250,26 @@ class Nursery:
 
     def _verdict(self, exc: BaseException | None) -> BaseException | None:
         """What the block ends with: the errors if there are any, else a `Cancelled` if there was one."""
-        errors, self._errors = self._errors, []
         cancelled, self._cancelled = self._cancelled, None
-        if not errors:
+        if not self._errors:
             return exc if isinstance(exc, Cancelled) else cancelled
+        errors, self._errors = [error.with_traceback(traceback) for error, traceback in self._errors.values()], {}
         if self._bare and len(errors) == 1:
             return errors[0]
         return BaseExceptionGroup(f"in a nursery of {self.parent_task.name!r}", errors)
 
     def _failed(self, task: Task, error: BaseException) -> None:
         """The body or a child ended with `error`: keep it, and ask the others to leave."""
-        if not isinstance(error, Cancelled):
-            self._errors.append(error)
+        if not isinstance(error, Cancelled):  # once, as it first came: whoever joins a task raises its error too
+            self._errors.setdefault(id(error), (error, error.__traceback__))
         elif self._cancelled is None:
             self._cancelled = error
+            if task.value is error:  # it goes on from here, through frames that may know the task: no cycle, please
+                task.value = new_cancelled(error._why)
         if self.cancel_scope._why is None:
+            source: Source = "KeyboardInterrupt" if type(error) is KeyboardInterrupt else "nursery"
             self.cancel_scope._cancel(
-                CancelReason("nursery", task.name, id(task), f"it ended with {type(error).__name__}")
+                CancelReason(source, task.name, id(task), f"it ended with {type(error).__name__}")
             )
 
     def _release_parent(self) -> None:
@@ -319,8 +322,11 @@ class TaskStatus(Generic[T]):
             self._room._release_parent()
 
 
-class _IgnoredStatus:
+class _IgnoredStatus(TaskStatus[Any]):
     """The default of a `task_status` parameter, for functions that are run by `start_soon` too. Does nothing."""
+
+    def __init__(self) -> None:
+        pass
 
     def started(self, value: object = None) -> None:
         pass
@@ -329,7 +335,7 @@ class _IgnoredStatus:
         return "TASK_STATUS_IGNORED"
 
 
-TASK_STATUS_IGNORED: Final = _IgnoredStatus()
+TASK_STATUS_IGNORED: Final[TaskStatus[Any]] = _IgnoredStatus()
 
 
 def call_async(async_fn: AsyncFn, args: tuple[Any, ...], how: str = "nursery.start_soon") -> Coro:

@@ -88,6 +88,9 @@ class Poller(Protocol):
     def poll(self, timeout: float) -> Iterable[Task]:
         """Wait up to `timeout` real seconds (`inf`: for as long as it takes), return the tasks whose wait is over."""
 
+    def wakeup(self) -> None:
+        """End the `poll` that goes on, or the next one. The one method that any thread and signal handler may call."""
+
     def close(self) -> None:
         """Release what the driver holds. Called once, when the run has ended."""
 

@@ -24,7 +24,7 @@ No scope keeps a list of the scopes or tasks inside it: a task's own scopes are 
 from __future__ import annotations
 
 from math import inf, isnan
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from .errors import Cancelled, CancelReason
 from .task import Task, current_kernel, current_task, here
@@ -58,10 +58,11 @@ class CancelScope:
         cancelled_caught: whether the block ended because this scope swallowed a `Cancelled`.
     """
 
+    soft: ClassVar[bool] = False  # whether its shield gives way when the grace of a scope around it is over
     # fmt: off
     __slots__ = (
         # The user's wishes. _relative == inf or (_deadline == inf and _state == "new")
-        "_why", "_deadline", "_relative", "_shield",  # _why: the reason it was called for, None if it was not
+        "_why", "_deadline", "_relative", "_shield", "_grace_end",  # _why: the reason it was called for, or None
         # Its place. _state is "new", "active", "exited" or "abandoned"; while "active", it is in _task's chain.
         "_state", "_task", "_parent", "_kernel",
         "nursery",  # whose scope it is, if any
@@ -86,6 +87,7 @@ class CancelScope:
         self._relative = relative_deadline
         self._shield = shield
         self._why: CancelReason | None = None
+        self._grace_end = inf
         self._state = "new"
         self._task: Task | None = None
         self._parent: CancelScope | None = None
@@ -187,33 +189,35 @@ class CancelScope:
 
     # ---- cancelling ---------------------------------------------------------------------------
 
-    def cancel(self, reason: str | None = None) -> None:
+    def cancel(self, reason: str | None = None, *, grace: float = inf) -> None:
         """Cancel the scope: every cancel point inside raises `Cancelled` from now on; who sleeps inside wakes with it.
 
-        Not a checkpoint; calling it again does nothing. The scope's deadline ends. `Cancelled` will show the `reason`.
-        Cost: proportional to the scopes and tasks inside.
+        Not a checkpoint. The scope's deadline ends. `Cancelled` will show the `reason`. `cleanup` blocks inside end in
+        `grace` seconds at the latest, counted from now; other shields stand. Calling it again does nothing, but that a
+        shorter `grace` counts. Cost: proportional to the scopes and tasks inside.
 
         Raises:
-            TypeError: `reason` is no string.
+            TypeError, ValueError: `reason` is no string; `grace` is negative or NaN.
             RuntimeError: called from another thread than the kernel's.
         """
         if reason is not None and not isinstance(reason, str):
             raise TypeError(f"cancel(reason=...) wants a string, not {reason!r}")
+        _check_relative(grace, "grace")
+        end = inf if grace == inf else current_kernel("cancel(grace=...)").clock.current_time() + grace
         task = here.kernel.current if here.kernel is not None else None
-        if task is None:
-            self._cancel(CancelReason("explicit", reason=reason))
-        elif self._why is None:
-            self._cancel(CancelReason("explicit", task.name, id(task), reason))
+        name, number = (None, 0) if task is None else (task.name, id(task))
+        self._cancel(CancelReason("explicit", name, number, reason))
+        if end < self._grace_end:
+            hasten(self, end)
 
     def _cancel(self, why: CancelReason) -> None:
+        kernel = self._kernel
+        if kernel is not None and here.kernel is not kernel:
+            raise RuntimeError("a scope was cancelled from outside its kernel's thread; have the kernel do it")
         if self._why is not None:
             return
-        kernel = self._kernel
-        if kernel is not None:
-            if here.kernel is not kernel:
-                raise RuntimeError("a scope was cancelled from outside its kernel's thread; have the kernel do it")
-            if self._deadline != inf:
-                kernel.timers.remove(self)
+        if kernel is not None and self._deadline != inf:
+            kernel.timers.remove(self)
         self._why = why
         if self._state == "active":
             self._update()
@@ -371,6 +375,25 @@ def propagate(kernel: Kernel, tasks: list[Task], settled: CancelScope | None, ne
                     kernel.interrupt(task)
 
 
+def hasten(scope: CancelScope, end: float) -> None:
+    """Soft shields inside `scope` give way at `end` at the latest. Other shields hide what is inside them."""
+    scope._grace_end = end  # for those that are entered later
+    levels = [([scope._task], scope._parent)] if scope._task is not None else []
+    for tasks, outside in levels:
+        for task in tasks:
+            chain, inner = [], task.scope
+            while inner is not outside:
+                chain.append(inner)
+                inner = inner._parent  # type: ignore[assignment]  # as in propagate
+            for inner in reversed(chain):
+                if inner._shield and not inner.soft and inner is not scope:
+                    break
+                if inner.soft and end < inner._deadline:
+                    inner._set_deadline(end)
+                if inner.nursery is not None:
+                    levels.append((list(inner.nursery._children), inner))
+
+
 def leave_open_scopes(task: Task, base: CancelScope, error: BaseException | None) -> BaseException:
     """`task` has ended, with `error` or well, inside scopes that it never left. Close them; return what to raise.
 
@@ -393,29 +416,14 @@ def leave_open_scopes(task: Task, base: CancelScope, error: BaseException | None
     return error
 
 
-def current_effective_deadline() -> float:
-    """The earliest deadline that holds for the running task, as an absolute time; `inf` for none, `-inf` if cancelled.
-
-    Not a checkpoint. Cost: the number of scopes in sight. Raises RuntimeError outside any task.
-    """
-    scope = current_task("current_effective_deadline()").scope
-    if scope.cancelled is not None:
-        return -inf
-    deadline = scope._deadline
-    while scope._parent is not None and not scope._shield:
-        scope = scope._parent
-        deadline = min(deadline, scope._deadline)
-    return deadline
-
-
 def _check_deadline(deadline: float) -> None:
     if isnan(deadline):
         raise ValueError("deadline must not be NaN")
 
 
-def _check_relative(seconds: float) -> None:
+def _check_relative(seconds: float, what: str = "relative_deadline") -> None:
     if not seconds >= 0:
-        raise ValueError(f"relative_deadline must be a number of seconds from 0 up, not {seconds!r}")
+        raise ValueError(f"{what} must be a number of seconds from 0 up, not {seconds!r}")
 
 
 def _check_shield(shield: bool) -> None:

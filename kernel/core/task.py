@@ -162,6 +162,7 @@ class _Here(threading.local):
     """The kernel that runs in this thread. One look-up costs 25 ns, so the loop itself never asks."""
 
     kernel: Kernel | None = None
+    forked = False
 
 
 here = _Here()
@@ -175,9 +176,10 @@ def current_kernel(what: str = "this function") -> Kernel:
     """
     kernel = here.kernel
     if kernel is None:
+        why = "this process was forked off inside a run, and only the parent goes on with that"
         raise RuntimeError(
-            f"{what} was used outside the kernel: no kernel.run(...) is active in this thread. Move the "
-            "call into the function you pass to kernel.run, or into one that it awaits."
+            f"{what} was used outside the kernel: {why if here.forked else 'no kernel.run(...) is active'} in this "
+            "thread. Move the call into the function you pass to kernel.run, or into one that it awaits."
         )
     return kernel
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar
 
 from .errors import ClosedResourceError
 from .ports import READ, WRITE, Direction
-from .task import Task, current_kernel, here
+from .task import Task, current_kernel, current_task, here
 
 if TYPE_CHECKING:
     from .loop import Kernel
@@ -179,6 +179,9 @@ class _Pass(Trap):
     def arm(self, kernel: Kernel, task: Task) -> None:
         kernel.wake(task)
 
+    def __repr__(self) -> str:
+        return "<Pass>"
+
 
 _FOREVER = Park("nothing: sleep_forever()")
 _PASS = _Pass()
@@ -203,8 +206,8 @@ def cancel_shielded_checkpoint() -> Generator[Any, Any, None]:
 @operation
 def checkpoint_if_cancelled() -> Generator[Any, Any, None]:
     """A `checkpoint` if the running task is cancelled, otherwise nothing: a cancel point that is no schedule point."""
-    task = current_kernel("checkpoint_if_cancelled()").current
-    if task is not None and task.scope.cancelled is not None:
+    kernel = current_kernel("checkpoint_if_cancelled()")
+    if (task := kernel.current) is not None and (kernel.budget < 0 or task.scope.cancelled is not None):
         yield None
 
 
@@ -216,9 +219,9 @@ def consume_budget() -> Generator[Any, Any, None]:
     that never blocks still lets the others run. The name and the idea are tokio's (`tokio::task::coop`).
     """
     kernel = here.kernel or current_kernel("consume_budget()")
+    task = kernel.current or current_task("consume_budget()")
     kernel.budget -= 1
-    assert kernel.current is not None
-    if kernel.budget < 0 or kernel.current.scope.cancelled is not None:
+    if kernel.budget < 0 or task.scope.cancelled is not None:
         yield None
 
 

@@ -10,6 +10,12 @@ which case epoll goes on reporting a number that nobody can unregister. A one-sh
 spoken once, so such a report comes at most once, is for nobody, and is dropped. And each wait is armed anew, `modify`
 first and `register` if that finds nothing, so a number that was closed and reused is really armed again. The price is
 one `epoll_ctl` per wait, 0.5 us (docs/decisions/0003-readiness.md has the alternatives).
+
+A poll that sleeps can be ended from outside. For other threads there is `wakeup`, through an eventfd where there is
+one, else a pipe or a pair of sockets. For signals there is `signal_fd`: a signal may arrive in the moment between the
+last line of Python and the system call that sleeps, when no Python code can react to it any more; so the C code of the
+interpreter, told by `signal.set_wakeup_fd`, writes a byte that the sleep will see. (It can't write to an eventfd, which
+wants eight.)
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import errno
 import os
 import select
 import selectors
+import socket
 import stat
 import sys
 from collections.abc import Iterable
@@ -41,6 +48,34 @@ class _Waiters:
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[Task | None]] = {}
+        self._wakers: dict[int, _Waker] = {}
+        self._waker = self._add_waker(_Waker(eventfd=True))
+        self._signals: _Waker | None = None
+
+    def _add_waker(self, waker: _Waker) -> _Waker:
+        self._wakers[waker.fd] = waker
+        self._watch_always(waker.fd)
+        return waker
+
+    def wakeup(self) -> None:
+        self._waker.wake()
+
+    def signal_fd(self) -> int:
+        """For `signal.set_wakeup_fd`: a byte written to this fd ends a poll. Made when first asked for."""
+        if self._signals is None:
+            self._signals = self._add_waker(_Waker(eventfd=False))
+        return self._signals.other
+
+    def poll(self, timeout: float) -> Iterable[Task]:
+        if timeout == 0 and not self._waiting:
+            return ()
+        return self.take(self.wait(timeout))
+
+    def close(self) -> None:
+        """Release all descriptors. May be called twice."""
+        for waker in self._wakers.values():
+            waker.close()
+        self._wakers.clear()
 
     def arm(self, fd: int, direction: Direction, task: Task) -> None:
         pair = self._waiting.get(fd)
@@ -83,7 +118,9 @@ class _Waiters:
         """
         pair = self._waiting.get(fd)
         if pair is None:
-            return []  # a late report: whoever waited was cancelled, or the file is closed
+            if fd in self._wakers:
+                self._wakers[fd].drain()
+            return []  # or a late report: whoever waited was cancelled, or the file is closed
         done = [task for task, over in zip(pair, (readable, writable), strict=True) if over and task is not None]
         for direction, over in ((READ, readable), (WRITE, writable)):
             if over:
@@ -100,7 +137,24 @@ class _Waiters:
     def __len__(self) -> int:
         return sum(task is not None for pair in self._waiting.values() for task in pair)
 
+    def __bool__(self) -> bool:
+        return bool(self._waiting)  # what `len` says, without counting
+
     # What each system does in its own way.
+
+    def wait(self, timeout: float) -> Any:
+        """The first half of a poll: sleep, and return what happened. In guest mode another thread does this, so it
+        touches nothing that the other methods write.
+        """
+        raise NotImplementedError
+
+    def take(self, happened: Any) -> Iterable[Task]:
+        """The second half: who can go on after what `wait` has returned."""
+        raise NotImplementedError
+
+    def _watch_always(self, fd: int) -> None:
+        """Report `fd` whenever it is readable."""
+        raise NotImplementedError
 
     def _watch(self, fd: int, pair: list[Task | None]) -> None:
         """From now on, report `fd` for those in `pair`."""
@@ -113,6 +167,55 @@ class _Waiters:
         """`fd` was reported, and `pair` is who goes on waiting, if anybody."""
         if pair[READ] is not None or pair[WRITE] is not None:
             self._watch(fd, pair)
+
+
+_ONE: Final = (1).to_bytes(8, sys.byteorder)  # what an eventfd wants; a pipe takes it too
+
+
+class _Waker:
+    """A wire: `wake` makes `fd` readable, `drain` makes it silent again. `other` is the end to write to."""
+
+    def __init__(self, *, eventfd: bool) -> None:
+        self._sockets: tuple[socket.socket, ...] = ()
+        self.fd = self.other = -1
+        if eventfd and hasattr(os, "eventfd"):
+            self.fd = self.other = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        elif hasattr(os, "pipe2"):
+            self.fd, self.other = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        else:
+            self._sockets = socket.socketpair()
+            for end in self._sockets:
+                end.setblocking(False)
+            self.fd, self.other = (end.fileno() for end in self._sockets)
+
+    def wake(self) -> None:
+        try:
+            if self._sockets:
+                self._sockets[1].send(_ONE)
+            else:
+                os.write(self.other, _ONE)
+        except BlockingIOError:
+            pass  # full: there is more than enough to wake up for
+
+    def drain(self) -> None:
+        try:
+            if self._sockets:
+                self._sockets[0].recv(4096)
+            else:
+                os.read(self.fd, 4096)
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Close both ends. May be called twice."""
+        ends, self.fd, self.other = {self.fd, self.other}, -1, -1
+        for end in self._sockets:
+            end.close()
+        if not self._sockets and ends != {-1}:
+            for fd in ends:
+                os.close(fd)
+
+    __del__ = close  # of a kernel that was dropped without being closed
 
 
 def _explain(error: BaseException, fd: int) -> None:
@@ -134,9 +237,12 @@ if sys.platform == "linux":
         """Linux. A registration is made once per fd and re-armed for each wait. Taking a wait back costs nothing."""
 
         def __init__(self) -> None:
-            super().__init__()
             self._epoll = select.epoll()
             self._known: set[int] = set()  # registered once; whether they still are, only the system knows
+            super().__init__()
+
+        def _watch_always(self, fd: int) -> None:
+            self._epoll.register(fd, EPOLLIN)
 
         def _watch(self, fd: int, pair: list[Task | None]) -> None:
             events = EPOLLONESHOT
@@ -163,17 +269,19 @@ if sys.platform == "linux":
                     self._epoll.unregister(fd)
             return super().forget(fd)
 
-        def poll(self, timeout: float) -> Iterable[Task]:
-            if timeout == 0 and not self._waiting:
-                return ()
+        def wait(self, timeout: float) -> list[tuple[int, int]]:
+            return self._epoll.poll(_milliseconds(timeout) / 1000)
+
+        def take(self, happened: list[tuple[int, int]]) -> Iterable[Task]:
             ready: list[Task] = []
-            for fd, events in self._epoll.poll(_milliseconds(timeout) / 1000):
+            for fd, events in happened:
                 # Errors and hang-ups wake both sides: the system call that follows will say what is wrong.
                 ready += self._ready(fd, bool(events & ~EPOLLOUT), bool(events & ~EPOLLIN))
             return ready
 
         def close(self) -> None:
             self._epoll.close()
+            super().close()
 
 
 if sys.platform != "linux" and hasattr(select, "kqueue"):
@@ -182,9 +290,12 @@ if sys.platform != "linux" and hasattr(select, "kqueue"):
         """macOS and the BSDs. A filter per direction, which the system removes when it reports."""
 
         def __init__(self) -> None:
-            super().__init__()
             self._kqueue = select.kqueue()
             self._filters = (select.KQ_FILTER_READ, select.KQ_FILTER_WRITE)
+            super().__init__()
+
+        def _watch_always(self, fd: int) -> None:
+            self._kqueue.control([select.kevent(fd, self._filters[READ], select.KQ_EV_ADD)], 0)
 
         def _watch(self, fd: int, pair: list[Task | None]) -> None:
             flags = select.KQ_EV_ADD | select.KQ_EV_ONESHOT
@@ -204,25 +315,31 @@ if sys.platform != "linux" and hasattr(select, "kqueue"):
         def _after_report(self, fd: int, pair: list[Task | None]) -> None:
             pass  # each filter stands for itself: the other direction's is still in place
 
-        def poll(self, timeout: float) -> Iterable[Task]:
-            if timeout == 0 and not self._waiting:
-                return ()
+        def wait(self, timeout: float) -> list[Any]:
+            room = len(self._waiting) + len(self._wakers) + 1
+            return self._kqueue.control(None, room, _milliseconds(timeout) / 1000)
+
+        def take(self, happened: list[Any]) -> Iterable[Task]:
             ready: list[Task] = []
-            for event in self._kqueue.control(None, len(self._waiting) + 1, _milliseconds(timeout) / 1000):
+            for event in happened:
                 readable = event.filter == select.KQ_FILTER_READ
                 ready += self._ready(event.ident, readable, not readable)
             return ready
 
         def close(self) -> None:
             self._kqueue.close()
+            super().close()
 
 
 class SelectorPoller(_Waiters):
     """Any system, on a selector of the standard library. An fd is registered for each wait, unregistered after it."""
 
     def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
-        super().__init__()
         self._selector = selector or selectors.DefaultSelector()
+        super().__init__()
+
+    def _watch_always(self, fd: int) -> None:
+        self._selector.register(fd, selectors.EVENT_READ)
 
     def _watch(self, fd: int, pair: list[Task | None]) -> None:
         if isinstance(self._selector, selectors.SelectSelector):
@@ -253,11 +370,12 @@ class SelectorPoller(_Waiters):
         else:
             self._selector.register(fd, events)
 
-    def poll(self, timeout: float) -> Iterable[Task]:
-        if timeout == 0 and not self._waiting:
-            return ()
+    def wait(self, timeout: float) -> list[tuple[Any, int]]:
+        return self._select(timeout)
+
+    def take(self, happened: list[tuple[Any, int]]) -> Iterable[Task]:
         ready: list[Task] = []
-        for key, events in self._select(timeout):
+        for key, events in happened:
             ready += self._ready(key.fd, bool(events & selectors.EVENT_READ), bool(events & selectors.EVENT_WRITE))
         return ready
 
@@ -273,6 +391,7 @@ class SelectorPoller(_Waiters):
 
     def close(self) -> None:
         self._selector.close()
+        super().close()
 
 
 def _is_open(fd: int) -> bool:

@@ -12,10 +12,13 @@ import os
 import resource
 import select
 import selectors
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from math import inf
+from queue import SimpleQueue
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -35,6 +38,7 @@ class ModelOfKqueue:
 
     def __init__(self) -> None:
         self.filters: dict[tuple[int, int], tuple[int, int]] = {}
+        self.lasting: set[tuple[int, int]] = set()  # not one-shot
         self.closed = False
 
     def control(self, changes: Any, max_events: int, timeout: float | None = None) -> list[Any]:
@@ -52,7 +56,9 @@ class ModelOfKqueue:
                     raise FileNotFoundError(errno.ENOENT, "No such file or directory")
                 del self.filters[key]
             else:
-                assert change.flags == FAKE_SELECT.KQ_EV_ADD | FAKE_SELECT.KQ_EV_ONESHOT
+                assert change.flags in (FAKE_SELECT.KQ_EV_ADD | FAKE_SELECT.KQ_EV_ONESHOT, FAKE_SELECT.KQ_EV_ADD)
+                if change.flags == FAKE_SELECT.KQ_EV_ADD:
+                    self.lasting.add(key)
                 self.filters[key] = (file.st_dev, file.st_ino)
         events: list[Any] = []
         poll = select.poll()
@@ -71,7 +77,8 @@ class ModelOfKqueue:
                 (FAKE_SELECT.KQ_FILTER_WRITE, select.POLLOUT),
             ):
                 if (fd, one) in self.filters and seen & (mask | select.POLLHUP | select.POLLERR | select.POLLNVAL):
-                    del self.filters[fd, one]
+                    if (fd, one) not in self.lasting:
+                        del self.filters[fd, one]
                     if not seen & select.POLLNVAL:
                         events.append(FAKE_SELECT.kevent(fd, one, 0))
         return events[:max_events]
@@ -754,6 +761,194 @@ def test_a_selector_that_fails_for_another_reason_is_not_excused(pair: Pair) -> 
     with pytest.raises(OSError, match="on fire"):
         poller.poll(0)
     poller.close()
+
+
+# ---- ending a poll from outside ----------------------------------------------------------------------
+
+
+class InThread:
+    """`function(*args)` in a thread of its own; `result()` waits for what it returns."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self._results: SimpleQueue[Any] = SimpleQueue()
+        self._thread = threading.Thread(target=lambda: self._results.put(function(*args)))
+        self._thread.start()
+
+    def result(self) -> Any:
+        result = self._results.get(timeout=60)
+        self._thread.join(60)
+        return result
+
+
+@every_poller
+def test_a_wake_up_ends_a_poll_that_sleeps(poller: Any) -> None:
+    sleeping = InThread(lambda: list(poller.poll(60.0)))
+    poller.wakeup()
+    assert sleeping.result() == []
+
+
+@every_poller
+def test_a_wake_up_that_comes_before_the_poll_ends_that_one_and_only_that_one(poller: Any) -> None:
+    for _ in range(3):
+        poller.wakeup()
+    assert list(poller.poll(60.0)) == []
+    asked = InThread(poller.wait, 0.0)
+    assert not list(asked.result())
+
+
+@every_poller
+def test_a_hundred_thousand_wake_ups_that_nobody_looks_at_do_not_block(poller: Any) -> None:
+    """A pipe or a socket is full long before."""
+    for _ in range(100_000):
+        poller.wakeup()
+    assert list(poller.poll(60.0)) == []
+    while poller.wait(0.0):
+        assert list(poller.poll(0.001)) == []
+
+
+@every_poller
+def test_a_wake_up_does_not_hide_a_file_that_is_ready_nor_the_other_way_round(poller: Any, pair: Pair) -> None:
+    a, b = pair
+    poller.arm(a.fileno(), READ, A)
+    b.send(b"!")
+    poller.wakeup()
+    seen: list[Any] = []
+    for _ in range(2):  # a system may report them one by one
+        seen += poller.poll(0.01)
+    assert seen == [A]
+    assert not poller.wait(0.0)
+
+
+@every_poller
+def test_wake_ups_are_no_waits(poller: Any) -> None:
+    poller.wakeup()
+    poller.signal_fd()
+    assert len(poller) == 0
+
+
+@every_poller
+def test_a_byte_for_the_signals_ends_a_poll_that_sleeps(poller: Any) -> None:
+    fd = poller.signal_fd()
+    sleeping = InThread(lambda: list(poller.poll(60.0)))
+    assert os.write(fd, b"\2") == 1  # as the interpreter's handler does, with the signal's number
+    assert sleeping.result() == []
+    assert not poller.wait(0.0)
+
+
+@every_poller
+def test_there_is_one_way_in_for_signals_and_it_is_not_that_of_the_threads(poller: Any) -> None:
+    fd = poller.signal_fd()
+    assert poller.signal_fd() == fd
+    assert not os.get_blocking(fd)  # or signal.set_wakeup_fd would refuse it
+    assert not os.get_inheritable(fd)
+    poller.wakeup()
+    poller.poll(0.01)
+    for _ in range(70_000):
+        try:
+            os.write(fd, b"\2")
+        except BlockingIOError:
+            break
+    poller.wakeup()
+    while poller.wait(0.0):
+        assert list(poller.poll(0.001)) == []
+
+
+@every_poller
+def test_a_real_signal_ends_a_poll_of_the_main_thread(poller: Any) -> None:
+    """Also one that comes before the system call, when its handler has long returned."""
+    before_handler = signal.signal(signal.SIGUSR1, lambda *_: None)
+    before_fd = signal.set_wakeup_fd(poller.signal_fd(), warn_on_full_buffer=False)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+        assert list(poller.poll(60.0)) == []
+        thread = InThread(signal.pthread_kill, threading.main_thread().ident, signal.SIGUSR1)
+        assert list(poller.poll(60.0)) == []
+        thread.result()
+    finally:
+        signal.set_wakeup_fd(before_fd)
+        signal.signal(signal.SIGUSR1, before_handler)
+
+
+@every_poller
+def test_a_poll_can_be_done_in_two_halves_the_first_in_another_thread(
+    poller: Any, pair: Pair, other_pair: Pair
+) -> None:
+    (a, b), (c, d) = pair, other_pair
+    poller.arm(a.fileno(), READ, A)
+    poller.arm(c.fileno(), READ, C)
+    sleeping = InThread(poller.wait, 60.0)
+    b.send(b"!")
+    happened = sleeping.result()
+    assert len(poller) == 2  # the first half changes nothing
+    assert list(poller.take(happened)) == [A]
+    assert len(poller) == 1
+    d.send(b"!")
+    assert list(poller.take(poller.wait(60.0))) == [C]
+
+
+@every_poller
+def test_what_has_changed_between_the_two_halves_is_minded(poller: Any, pair: Pair, other_pair: Pair) -> None:
+    """A wait that was taken back after it was reported, and one whose file was forgotten."""
+    (a, b), (c, d) = pair, other_pair
+    poller.arm(a.fileno(), READ, A)
+    poller.arm(c.fileno(), READ, C)
+    b.send(b"!")
+    d.send(b"!")
+    happened = poller.wait(60.0)
+    poller.disarm(a.fileno(), READ)
+    assert poller.forget(c.fileno()) == [C]
+    assert list(poller.take(happened)) == []
+    assert len(poller) == 0
+
+
+@every_poller
+def test_a_wake_up_ends_the_first_half_too(poller: Any) -> None:
+    sleeping = InThread(poller.wait, 60.0)
+    poller.wakeup()
+    assert list(poller.take(sleeping.result())) == []
+    assert not poller.wait(0.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")
+@every_poller
+def test_closing_gives_back_what_the_wakers_hold_and_may_be_done_twice(kind: str) -> None:
+    before = os.listdir("/proc/self/fd")
+    poller = POLLERS[kind]()
+    poller.signal_fd()
+    assert len(os.listdir("/proc/self/fd")) > len(before)
+    poller.close()
+    poller.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("without", [(), ("eventfd",), ("eventfd", "pipe2")], ids=["eventfd", "pipe", "sockets"])
+@pytest.mark.parametrize("eventfd", [True, False], ids=["threads", "signals"])
+def test_a_waker_works_with_what_the_system_has(
+    without: tuple[str, ...], eventfd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in without:
+        monkeypatch.delattr(os, name, raising=False)
+    waker = poller_module._Waker(eventfd=eventfd)
+
+    def awake() -> bool:
+        return bool(select.select([waker.fd], [], [], 0)[0])
+
+    try:
+        assert not awake()
+        for _ in range(3):
+            waker.wake()
+            assert awake()
+        waker.drain()
+        assert not awake()
+        waker.drain()  # nothing to do
+        for _ in range(300_000 if "pipe2" in without else 70_000):
+            waker.wake()
+        while awake():
+            waker.drain()
+        waker.wake()
+        assert awake()
+    finally:
+        waker.close()
 
 
 # ---- whole programs ----------------------------------------------------------------------------------
