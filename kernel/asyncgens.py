@@ -8,8 +8,9 @@ one when an async generator is first iterated, one when it is about to be collec
 the kernel runs `aclose()` in a task of its own at the next pass. Nobody awaits that task, so it must not linger: it
 runs in a cancelled scope, in which every cancel point raises.
 
-When the run ends, generators that are still alive are closed in the order in which they were first iterated: the
-outer one of a nest came first, and closing it closes those it iterates over, as leaving nested blocks would.
+When the last task has ended, generators that are still alive are closed in the order in which they were first
+iterated: the outer one of a nest came first, and closing it closes those it iterates over, as leaving nested blocks
+would.
 
 What does not work: context variables and scopes of the code that iterated are not those in which the rest of the
 generator runs. Finishing generators yourself, with `contextlib.aclosing`, has none of these problems; a
@@ -22,14 +23,16 @@ import logging
 import sys
 import warnings
 import weakref
+from collections import deque
 from collections.abc import AsyncGenerator
-from functools import partial
+from contextvars import copy_context
 from typing import Any
 
+from .core.errors import Cancelled, RunFinishedError
 from .core.loop import Kernel
 from .core.scopes import CancelScope
-from .core.task import name_of
-from .core.traps import checkpoint
+from .core.task import here, name_of
+from .inbox import KernelToken
 
 AsyncGen = AsyncGenerator[Any, Any]
 
@@ -40,15 +43,37 @@ class AsyncGenerators:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._alive: weakref.WeakKeyDictionary[AsyncGen, int] = weakref.WeakKeyDictionary()
+        self._found: deque[AsyncGen] = deque()  # abandoned; nobody closes them yet
         self._seen = 0
         self._previous: Any = None
+        self._token: KernelToken | None = None  # the collector may run in any thread, and when the run is over
 
     def install(self) -> None:
+        self._token = KernelToken(self._kernel, copy_context())
+        self.take_hooks()
+
+    def take_hooks(self) -> None:
         self._previous = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(firstiter=self._first_iterated, finalizer=self._abandoned)
 
+    def return_hooks(self) -> None:
+        """To whoever had them before. May be called twice. In guest mode this is done at the end of each tick."""
+        if self._previous is not None:
+            sys.set_asyncgen_hooks(*self._previous)
+            self._previous = None
+
     def restore(self) -> None:
-        sys.set_asyncgen_hooks(*self._previous)
+        assert self._token is not None
+        self._token.close()
+        self._found.clear()
+        self.return_hooks()
+
+    def forget(self) -> None:
+        """In a process that was forked off."""
+        assert self._token is not None
+        self._token.forget()
+        if here.kernel is self._kernel:  # the hooks are a thread's own
+            self.restore()
 
     def _first_iterated(self, agen: AsyncGen) -> None:
         self._alive[agen] = self._seen
@@ -56,7 +81,12 @@ class AsyncGenerators:
 
     def _abandoned(self, agen: AsyncGen) -> None:
         """Called by the garbage collector: at any moment, in any thread. What it raises is reported and ignored."""
-        self._kernel.soon.append(partial(self._start_closing, agen))
+        assert self._token is not None
+        self._found.append(agen)
+        try:
+            self._token.run_sync_soon(self._start_closing)
+        except RunFinishedError:  # nobody is there to close it: it stays as it is
+            self._found.clear()
         warnings.warn(
             f"async generator {name_of(agen)!r} was abandoned before it was exhausted; "
             "iterate over it inside `async with contextlib.aclosing(...)`",
@@ -65,24 +95,27 @@ class AsyncGenerators:
             source=agen,
         )
 
-    def _start_closing(self, agen: AsyncGen) -> None:
-        self._alive.pop(agen, None)
+    def _start_closing(self) -> None:
         nursery = self._kernel.system_nursery
-        if nursery is not None and nursery._state == "open":  # otherwise the run is over, and it stays as it is
+        if nursery is not None and nursery._state == "open":  # otherwise `close_all` will see to it
+            agen = self._found.popleft()
             nursery.start_soon(self._close, agen, name=f"close {name_of(agen)}")
 
     async def close_all(self) -> None:
-        """The run is ending: close what is still alive, outer ones first, until nothing new turns up."""
-        while self._alive or self._kernel.soon:
-            for agen, _ in sorted(self._alive.items(), key=lambda item: item[1]):
-                self._alive.pop(agen, None)
+        """All tasks have ended: close what is still alive, outer ones first, until nothing new turns up."""
+        while self._found or self._alive:
+            found = [self._found.popleft() for _ in range(len(self._found))]
+            alive = [agen for agen, _ in sorted(self._alive.items(), key=lambda item: item[1])]
+            for agen in (*found, *alive):
                 await self._close(agen)
-            await checkpoint()  # those abandoned in the last moment are still on their way through `soon`
 
     async def _close(self, agen: AsyncGen) -> None:
+        self._alive.pop(agen, None)
         with CancelScope(shield=True) as scope:
             scope.cancel("the async generator was abandoned")
             try:
                 await agen.aclose()
-            except Exception:
+            except (Cancelled, GeneratorExit):
+                raise
+            except BaseException:
                 logging.getLogger(__name__).exception("closing the abandoned %r failed", name_of(agen))

@@ -6,14 +6,17 @@ import contextlib
 import gc
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 import kernel
-from kernel.lowlevel import checkpoint, current_kernel, current_task
+from kernel import Kernel
+from kernel.lowlevel import checkpoint, current_kernel, current_kernel_token, current_task, spawn_system_task
 from kernel.testing import MockClock, wait_all_tasks_blocked
 
 Numbers = AsyncGenerator[int, None]
@@ -396,8 +399,7 @@ def test_a_warning_that_is_made_an_error_neither_breaks_the_kernel_nor_leaves_th
     assert log == ["gen closed in a task: True"]
 
 
-def test_one_that_is_abandoned_by_the_last_system_task_in_its_last_step_is_left_as_it_is(log: list[str]) -> None:
-    """Nothing runs any more that could close it. There is the warning, and no error."""
+def test_one_that_is_abandoned_by_the_last_system_task_in_its_last_step_is_closed(log: list[str]) -> None:
     clock = MockClock()
 
     async def system() -> None:
@@ -416,6 +418,152 @@ def test_one_that_is_abandoned_by_the_last_system_task_in_its_last_step_is_left_
             await checkpoint()
 
     assert len(run(main, clock=clock)) == 1
+    assert log == ["gen closed in a task: True"]
+
+
+def test_one_that_is_first_iterated_by_a_call_after_the_last_task_is_left_as_it_is_with_a_warning(
+    log: list[str],
+) -> None:
+    """Nothing runs any more that could close it."""
+
+    def call() -> None:
+        agen = numbers_into(log)()
+        with pytest.raises(StopIteration):
+            agen.__anext__().send(None)
+
+    async def main() -> None:
+        current_kernel_token().run_sync_soon(call)
+
+    (text,) = run(main)
+    assert "was abandoned before it was exhausted" in text
+    assert log == []
+
+
+def test_one_that_a_system_task_uses_is_left_to_it(log: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    async def system() -> None:
+        try:
+            async with contextlib.aclosing(waiting()) as agen:
+                async for _ in agen:
+                    pass
+        finally:
+            log.append("system task ends")
+
+    async def waiting() -> Numbers:
+        try:
+            await kernel.sleep_forever()
+            yield 1
+        except kernel.Cancelled as why:
+            log.append(f"cancelled by {why.source}")
+            raise
+
+    async def main() -> None:
+        spawn_system_task(system)
+        await wait_all_tasks_blocked()
+
+    assert run(main) == []
+    assert log == ["cancelled by shutdown", "system task ends"]
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("alive", [True, False], ids=["alive at the end", "abandoned"])
+def test_one_whose_closing_raises_what_is_no_ordinary_error_is_logged_too(
+    error: type[BaseException], alive: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: list[Numbers] = []
+
+    async def bad() -> Numbers:
+        try:
+            yield 1
+        finally:
+            raise error
+
+    async def main() -> str:
+        agen = bad()
+        if alive:
+            kept.append(agen)
+        await take_one(agen)
+        del agen
+        await wait_all_tasks_blocked()
+        return "result"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        assert kernel.run(main) == "result"
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is error
+
+
+def test_one_that_is_collected_by_another_thread_is_closed_in_the_kernel(log: list[str]) -> None:
+    async def main() -> None:
+        kept = [numbers_into(log)()]
+        await take_one(kept[0])
+        done = kernel.Event()
+        token = current_kernel_token()
+
+        def thread() -> None:
+            kept.clear()
+            token.run_sync_soon(done.set)
+
+        worker = threading.Thread(target=thread)
+        worker.start()
+        await done.wait()
+        worker.join(60)
+        await wait_all_tasks_blocked()
+        log.append("main goes on")
+
+    run(main)
+    assert log == ["gen closed in a task: True", "main goes on"]
+
+
+def test_ones_that_another_thread_drops_while_the_run_ends_break_nothing(log: list[str]) -> None:
+    """Each is closed, or the run is over and it is left as it is."""
+    drops: SimpleQueue[list[Numbers] | None] = SimpleQueue()
+
+    def thread() -> None:
+        while (kept := drops.get()) is not None:
+            kept.clear()
+
+    async def main(steps: int) -> None:
+        kept = [numbers_into(log)()]
+        await take_one(kept[0])
+        drops.put(kept)
+        del kept
+        for _ in range(steps):
+            await checkpoint()
+
+    worker = threading.Thread(target=thread)
+    worker.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with Kernel() as one:
+            for number in range(500):
+                one.run(main, number % 5)
+        drops.put(None)
+        worker.join(60)
+    assert set(log) == {"gen closed in a task: True"}
+
+
+def test_after_a_run_that_broke_off_the_hooks_are_restored_and_nothing_of_the_generators_is_kept(
+    log: list[str],
+) -> None:
+    hooks = sys.get_asyncgen_hooks()
+    kept: list[Numbers] = []
+
+    async def main() -> None:
+        kept.append(numbers_into(log)())
+        await take_one(kept[0])
+        current_kernel().poller.poll = lambda timeout: 1 // 0  # type: ignore[assignment, method-assign, return-value]
+        await kernel.sleep_forever()
+
+    with Kernel() as one:
+        with pytest.raises(kernel.KernelInternalError):
+            one.run(main)
+        assert sys.get_asyncgen_hooks() == hooks
+        with pytest.warns(ResourceWarning, match="was abandoned"):
+            kept.clear()
+        assert len(one.soon) == 0
     assert log == []
 
 
