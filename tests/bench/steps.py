@@ -20,7 +20,18 @@ from workloads import timed
 
 import kernel
 from kernel import CancelScope, move_on_after, open_nursery
-from kernel.lowlevel import Park, SleepUntil, checkpoint, current_kernel, current_task
+from kernel.abc import Instrument
+from kernel.lowlevel import (
+    Park,
+    SleepUntil,
+    Task,
+    Trap,
+    add_instrument,
+    checkpoint,
+    current_kernel,
+    current_task,
+    remove_instrument,
+)
 
 PARK = Park("the benchmark")
 
@@ -128,11 +139,66 @@ def timer_sorted_in() -> None:
     timers.remove(trap)
 
 
+class OnlyTheRun(Instrument):
+    """Two hooks, neither of which is in the way of a step."""
+
+    def before_run(self) -> None:
+        pass
+
+    def after_run(self) -> None:
+        pass
+
+
+class OnlyTheWaits(Instrument):
+    def before_io_wait(self, timeout: float) -> None:
+        pass
+
+
+class AllHooks(OnlyTheRun, OnlyTheWaits):
+    def task_spawned(self, task: Task) -> None:
+        pass
+
+    def task_scheduled(self, task: Task) -> None:
+        pass
+
+    def before_task_step(self, task: Task) -> None:
+        pass
+
+    def task_trapped(self, task: Task, trap: Trap | None) -> None:
+        pass
+
+    def after_task_step(self, task: Task) -> None:
+        pass
+
+    def task_exited(self, task: Task) -> None:
+        pass
+
+    def after_io_wait(self, timeout: float) -> None:
+        pass
+
+
+def watched(*instruments: Instrument) -> Callable[[int], Awaitable[None]]:
+    """A switch under these instruments."""
+
+    async def operation(n: int) -> None:
+        for instrument in instruments:
+            add_instrument(instrument)
+        await switch(n)
+        for instrument in instruments:
+            remove_instrument(instrument)
+        await kernel.sleep(1e-9)  # they leave at the end of the pass
+
+    return operation
+
+
 async def main() -> None:
     here = current_kernel()
     rows: dict[str, Callable[[int], Awaitable[None]]] = {
         "switch: Python's share": pythons_share,
         "switch: checkpoint()": switch,
+        "switch: under an instrument for begin and end": watched(OnlyTheRun()),
+        "switch: under one for the waits": watched(OnlyTheWaits()),
+        "switch: under one with all hooks": watched(AllHooks()),
         "switch: park, and wake from another task": park_and_wake,
         "spawn: making and closing a coroutine": unbothered(make_coroutine),
         "spawn: copy_context()": unbothered(copy_context),

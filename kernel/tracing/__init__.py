@@ -1,0 +1,1 @@
+"""Looking at a run from outside: instruments, the task tree, the deadlock report, the watchdog."""
