@@ -5,8 +5,9 @@ counts: the best is what the code can do, the rest is what else the machine was 
 it is. Sizes grow until a measurement takes long enough, except where the row is about a number of tasks.
 
 The tables are Markdown: the figures, each peer's with how many times this package's figure it is; then what the
-project wants of them; then how the cost of an operation grows with the number of tasks asleep. Needs the `bench` extra;
-a peer that is not installed is left out with a notice. The workloads are in `workloads_*.py`.
+project wants of them; then how the cost of an operation grows with the number of tasks asleep, and with the number of
+those that wait for the same thing. Needs the `bench` extra; a peer that is not installed is left out with a notice. The
+workloads are in `workloads_*.py`.
 
 curio runs under `python -O`, as it checks `task not in ready` at each wake-up, which is linear in the ready tasks.
 """
@@ -26,14 +27,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from workloads import BACKGROUNDS, CONTENDERS, SCALING_CONTENDERS, UNITS, WORKLOADS, Workload
+from workloads import BACKGROUNDS, CONTENDERS, SCALING_CONTENDERS, UNITS, WAITED_FOR, WORKLOADS, Workload
 
 MEASURE = str(Path(__file__).with_name("measure.py"))
 TIME_LIMIT = 300.0
 
 # Workload -> contender -> what each round gave, in seconds or bytes per operation.
 Samples = dict[str, dict[str, list[float]]]
-# "contender, operation, background" -> population -> the best, in seconds.
+# "contender, operation, what the population does" -> population -> the best, in seconds.
 Curves = dict[str, dict[int, float]]
 
 
@@ -46,26 +47,33 @@ def main() -> int:
     wanted = [workload for workload in WORKLOADS if not options.only or workload.name in options.only]
     started = time.monotonic()
     samples = run_rounds(wanted, contenders, options)
-    curves = run_scaling(contenders, options) if not options.only or "scaling" in options.only else {}
+    top = 4 if options.quick else 6 if options.full else 5
+    curves = run_curves("scaling", BACKGROUNDS, range(2, top + 1), contenders, options)
+    waiters = run_curves("waiters", WAITED_FOR, range(1, min(top, 5) + 1), contenders, options)
     best = {name: {who: min(values) for who, values in row.items() if values} for name, row in samples.items()}
     told = environment(contenders)
 
     print("\n".join(f"{key}: {value}" for key, value in told.items() if isinstance(value, str)))
-    for lines in (figures_table(wanted, contenders, best), targets_table(wanted, best), scaling_table(curves)):
+    for lines in (
+        figures_table(wanted, contenders, best),
+        targets_table(wanted, best),
+        scaling_table("so many asleep", curves),
+        scaling_table("so many waiting", waiters),
+    ):
         if lines:
             print("\n" + "\n".join(lines))
     print(f"\n{time.monotonic() - started:.0f} s", file=sys.stderr)
     if options.json:
-        write_json(options.json, told, samples, best, curves)
+        write_json(options.json, told, samples, best, curves, waiters)
     if options.png:
-        draw(options.png, told, wanted, contenders, best, curves)
+        draw(options.png, told, wanted, contenders, best, curves, waiters)
     return 0
 
 
 def parse_options() -> argparse.Namespace:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    names = [*(workload.name for workload in WORKLOADS), "scaling"]
+    names = [*(workload.name for workload in WORKLOADS), "scaling", "waiters"]
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default 5)")
     parser.add_argument("--only", nargs="+", metavar="WORKLOAD", choices=names, help=f"some of: {', '.join(names)}")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="CONTENDER")
@@ -111,19 +119,20 @@ def run_rounds(wanted: list[Workload], contenders: list[str], options: argparse.
     return samples
 
 
-def run_scaling(contenders: list[str], options: argparse.Namespace) -> Curves:
+def run_curves(
+    name: str, subjects: tuple[str, ...], exponents: range, contenders: list[str], options: argparse.Namespace
+) -> Curves:
     """Best of two rounds, or of one for a million: that takes long, and is steady."""
     curves: Curves = {}
-    top = 4 if options.quick else 6 if options.full else 5
-    for background in BACKGROUNDS:
-        for exponent in range(2, top + 1):
+    for subject in subjects if not options.only or name in options.only else ():
+        for exponent in exponents:
             population = 10**exponent
             for who in contenders * (2 if exponent < 6 and not options.quick else 1):
                 if who not in SCALING_CONTENDERS or (exponent > 5 and who != "kernel"):
                     continue
-                progress(f"{who} with {population} {background}")
-                for operation, figure in (measure(who, f"scaling:{background}:{population}", options) or {}).items():
-                    curve = curves.setdefault(f"{who}, {operation}, {background}", {})
+                progress(f"{name}: {who}, {population}, {subject}")
+                for operation, figure in (measure(who, f"{name}:{subject}:{population}", options) or {}).items():
+                    curve = curves.setdefault(f"{who}, {operation}, {subject}", {})
                     curve[population] = min(figure, curve.get(population, figure))
     progress("")
     return curves
@@ -216,11 +225,11 @@ def targets_table(wanted: list[Workload], best: Best) -> list[str]:
     return [*table_head(["workload", "wanted, at least", "measured", "reached"]), *map(table_row, rows)]
 
 
-def scaling_table(curves: Curves) -> list[str]:
+def scaling_table(what: str, curves: Curves) -> list[str]:
     if not curves:
         return []
     populations = sorted({population for curve in curves.values() for population in curve})
-    head = ["ns per operation, with so many:", *(f"1e{len(str(population)) - 1}" for population in populations)]
+    head = [f"ns per operation, with {what}:", *(f"1e{len(str(population)) - 1}" for population in populations)]
     lines = table_head([*head, "last / 1e3"], right=len(populations) + 1)
     for name, curve in curves.items():
         cells = [number(curve[population] * 1e9) if population in curve else "-" for population in populations]
@@ -244,7 +253,7 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def write_json(path: Path, told: dict[str, Any], samples: Samples, best: Best, curves: Curves) -> None:
+def write_json(path: Path, told: dict[str, Any], samples: Samples, best: Best, curves: Curves, waiters: Curves) -> None:
     rows = {
         workload.name: {
             "what": workload.what,
@@ -257,19 +266,27 @@ def write_json(path: Path, told: dict[str, Any], samples: Samples, best: Best, c
         for workload in WORKLOADS
         if workload.name in best
     }
-    path.write_text(json.dumps({"environment": told, "workloads": rows, "scaling": curves}, indent=1) + "\n")
+    told_of_all = {"environment": told, "workloads": rows, "scaling": curves, "waiters": waiters}
+    path.write_text(json.dumps(told_of_all, indent=1) + "\n")
 
 
 def draw(
-    path: Path, told: dict[str, Any], wanted: list[Workload], contenders: list[str], best: Best, curves: Curves
+    path: Path,
+    told: dict[str, Any],
+    wanted: list[Workload],
+    contenders: list[str],
+    best: Best,
+    curves: Curves,
+    waiters: Curves,
 ) -> None:
-    """Bars of the ratios, and the curves of this package."""
+    """Bars of the ratios, the curves of this package, and everybody's with many waiting for the same thing."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, (bars, lines) = plt.subplots(2, 1, figsize=(11, 11), height_ratios=(3, 2), layout="constrained")
+    sizes = {"height_ratios": (2 + 0.35 * len(wanted), 5, 5, 5), "figsize": (11, 17 + 0.35 * len(wanted))}
+    figure, (bars, lines, let_go, cancel) = plt.subplots(4, 1, **sizes, layout="constrained")
     figure.suptitle(f"{told['Python']}, {told['CPU']}\n{told['peers']}", fontsize=10)
 
     peers = [who for who in contenders if who != "kernel"]
@@ -306,6 +323,22 @@ def draw(
     lines.grid(alpha=0.3)
     if curves:
         lines.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    dashes_of = {"kernel": "-", "asyncio": "--", "trio": ":"}
+    for panel, wanted_operation in ((let_go, "let one go"), (cancel, "cancel one")):
+        for name, curve in waiters.items():
+            who, operation, thing = name.split(", ")
+            if operation == wanted_operation:
+                xs = sorted(curve)
+                colour = f"C{WAITED_FOR.index(thing)}"
+                ns = [curve[x] * 1e9 for x in xs]
+                panel.plot(xs, ns, dashes_of[who], marker="o", color=colour, label=f"{who}, {thing}")
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_title(f"{wanted_operation} of so many that wait for the same thing: ns")
+        panel.grid(alpha=0.3)
+        if waiters:
+            panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

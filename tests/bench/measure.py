@@ -1,7 +1,7 @@
 """One measurement in a process of its own, which compare.py starts: `measure.py CONTENDER WORKLOAD SECONDS REPEATS`.
 
-Prints one line of JSON: seconds or bytes per operation, or for `scaling:BACKGROUND:POPULATION` a figure for each
-operation. So no contender inherits another's heap, imports or garbage.
+Prints one line of JSON: seconds or bytes per operation, or for `scaling:BACKGROUND:POPULATION` and
+`waiters:THING:POPULATION` a figure for each operation. So no contender inherits another's heap, imports or garbage.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def main(contender: str, name: str, at_least: float, repeats: int) -> None:
         print(json.dumps(import_time(contender, 5 * repeats)))
         return
     module = importlib.import_module(f"workloads_{contender}")
-    if name.startswith("scaling:"):
-        _, background, population = name.split(":")
-        module.run(module.scaling, int(population), background, _print_and_leave)
+    if ":" in name:
+        curve, subject, population = name.split(":")
+        module.run(getattr(module, curve), int(population), subject, _print_and_leave)
     workload = next(workload for workload in WORKLOADS if workload.name == name)
     print(json.dumps(measure(module, workload, at_least, repeats)))
 

@@ -129,3 +129,90 @@ async def memory(n: int, gauge: Callable[[], int]) -> float:
     grown = gauge() - before
     await _cancel(tasks)
     return grown
+
+
+async def channel(n: int) -> float:
+    queue = curio.Queue(100)
+
+    async def produce() -> None:
+        for i in range(n):
+            await queue.put(i)
+
+    async def consume() -> None:
+        for _ in range(n):
+            await queue.get()
+
+    start = perf_counter()
+    for task in [await curio.spawn(produce), await curio.spawn(consume)]:
+        await task.join()
+    return perf_counter() - start
+
+
+async def ping_pong(n: int) -> float:
+    ping, pong = curio.Queue(), curio.Queue()
+
+    async def serve() -> None:
+        for i in range(n):
+            await ping.put(i)
+            await pong.get()
+
+    async def send_back() -> None:
+        for i in range(n):
+            await ping.get()
+            await pong.put(i)
+
+    start = perf_counter()
+    for task in [await curio.spawn(serve), await curio.spawn(send_back)]:
+        await task.join()
+    return perf_counter() - start
+
+
+async def lock_100(n: int) -> float:
+    lock = curio.Lock()
+    sleep = curio.sleep
+
+    async def use() -> None:
+        for _ in range(n // 100):
+            async with lock:
+                await sleep(0)
+
+    start = perf_counter()
+    for task in [await curio.spawn(use) for _ in range(100)]:
+        await task.join()
+    return perf_counter() - start
+
+
+async def lock(n: int) -> float:
+    lock = curio.Lock()
+    start = perf_counter()
+    for _ in range(n):
+        async with lock:
+            pass
+    return perf_counter() - start
+
+
+async def semaphore(n: int) -> float:
+    semaphore = curio.Semaphore(10)
+    start = perf_counter()
+    for _ in range(n):
+        async with semaphore:
+            pass
+    return perf_counter() - start
+
+
+async def event_wait(n: int) -> float:
+    event = curio.Event()
+    await event.set()
+    start = perf_counter()
+    for _ in range(n):
+        await event.wait()
+    return perf_counter() - start
+
+
+async def gather_1000(n: int) -> float:
+    """The results are those of `join`, which is a little faster than a `TaskGroup` and its `results`."""
+    start = perf_counter()
+    for _ in range(n // 1000):
+        tasks = [await curio.spawn(noop) for _ in range(1000)]
+        [await task.join() for task in tasks]
+    return perf_counter() - start

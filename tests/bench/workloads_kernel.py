@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from random import Random
 from time import perf_counter
 
-from workloads import timed
+from workloads import pin, timed
 
 import kernel
-from kernel.lowlevel import Park, Task, checkpoint, current_kernel, current_task
+from kernel.lowlevel import (
+    Park,
+    ParkingLot,
+    Task,
+    checkpoint,
+    current_kernel,
+    current_kernel_token,
+    current_task,
+    start_guest_run,
+)
 
 run = kernel.run
 
@@ -79,6 +89,57 @@ async def timeout(n: int) -> float:
     return perf_counter() - start
 
 
+def _in_asyncio(async_fn: Callable[..., Awaitable[float]], n: int) -> float:
+    """As a guest. asyncio is imported here, and not above, as it is in nobody's way then in the other rows."""
+    import asyncio
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        start_guest_run(
+            async_fn,
+            n,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            run_sync_soon_not_threadsafe=loop.call_soon,
+            done_callback=done.set_result,
+            host_uses_signal_set_wakeup_fd=True,
+        )
+        return (await done).unwrap()
+
+    return asyncio.run(main())
+
+
+def guest_switch(n: int) -> float:
+    return _in_asyncio(switch_1, n)
+
+
+async def outside_wakeup(n: int) -> float:
+    lot = ParkingLot()
+    call_soon = current_kernel_token().run_sync_soon
+    start = perf_counter()
+    for _ in range(n):
+        call_soon(lot.unpark)
+        await lot.park()
+    return perf_counter() - start
+
+
+async def _wakeup_by_asyncio(n: int) -> float:
+    """The kernel is asleep when asyncio calls `unpark`, so this is a round trip through its helper thread."""
+    lot = ParkingLot()
+    from asyncio import get_running_loop
+
+    call_soon = get_running_loop().call_soon
+    start = perf_counter()
+    for _ in range(n):
+        call_soon(lot.unpark)
+        await lot.park()
+    return perf_counter() - start
+
+
+def guest_wakeup(n: int) -> float:
+    return _in_asyncio(_wakeup_by_asyncio, n)
+
+
 async def _give_up(delay: float) -> None:
     with kernel.move_on_after(delay):
         await kernel.sleep_forever()
@@ -127,6 +188,132 @@ async def memory(n: int, gauge: Callable[[], int]) -> float:
     return grown
 
 
+async def channel(n: int) -> float:
+    send_channel, receive_channel = kernel.open_memory_channel[int](100)
+
+    async def produce() -> None:
+        for i in range(n):
+            await send_channel.send(i)
+
+    async def consume() -> None:
+        for _ in range(n):
+            await receive_channel.receive()
+
+    start = perf_counter()
+    async with kernel.open_nursery() as nursery:
+        nursery.start_soon(produce)
+        nursery.start_soon(consume)
+    return perf_counter() - start
+
+
+async def ping_pong(n: int) -> float:
+    send_ping, receive_ping = kernel.open_memory_channel[int](0)
+    send_pong, receive_pong = kernel.open_memory_channel[int](0)
+
+    async def serve() -> None:
+        for i in range(n):
+            await send_ping.send(i)
+            await receive_pong.receive()
+
+    async def send_back() -> None:
+        for i in range(n):
+            await receive_ping.receive()
+            await send_pong.send(i)
+
+    start = perf_counter()
+    async with kernel.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        nursery.start_soon(send_back)
+    return perf_counter() - start
+
+
+async def lock_100(n: int) -> float:
+    """Who holds the lock lets the others run meanwhile. So they queue, and each use is a hand-over and two switches."""
+    lock = kernel.Lock()
+
+    async def use() -> None:
+        for _ in range(n // 100):
+            async with lock:
+                await checkpoint()
+
+    start = perf_counter()
+    async with kernel.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(use)
+    return perf_counter() - start
+
+
+async def lock(n: int) -> float:
+    lock = kernel.Lock()
+    start = perf_counter()
+    for _ in range(n):
+        async with lock:
+            pass
+    return perf_counter() - start
+
+
+async def semaphore(n: int) -> float:
+    semaphore = kernel.Semaphore(10)
+    start = perf_counter()
+    for _ in range(n):
+        async with semaphore:
+            pass
+    return perf_counter() - start
+
+
+async def event_wait(n: int) -> float:
+    event = kernel.Event()
+    event.set()
+    start = perf_counter()
+    for _ in range(n):
+        await event.wait()
+    return perf_counter() - start
+
+
+async def gather_1000(n: int) -> float:
+    start = perf_counter()
+    for _ in range(n // 1000):
+        await kernel.gather(*[noop] * 1000)
+    return perf_counter() - start
+
+
+async def processes(n: int) -> float:
+    start = perf_counter()
+    for _ in range(n):
+        await kernel.run_process(["true"])
+    return perf_counter() - start
+
+
+async def processes_at_once(n: int) -> float:
+    start = perf_counter()
+    async with kernel.open_nursery() as nursery:
+        for _ in range(n):
+            nursery.start_soon(kernel.run_process, ["true"])
+    return perf_counter() - start
+
+
+async def thread_call(n: int) -> float:
+    run_sync = kernel.to_thread.run_sync
+    await run_sync(int)
+    start = perf_counter()
+    for _ in range(n):
+        await run_sync(int)
+    return perf_counter() - start
+
+
+async def thread_call_pinned(n: int) -> float:
+    pin()
+    return await thread_call(n)
+
+
+async def thread_calls_40(n: int) -> float:
+    start = perf_counter()
+    async with kernel.open_nursery() as nursery:
+        for _ in range(40):
+            nursery.start_soon(thread_call, n // 40)
+    return perf_counter() - start
+
+
 async def scaling(population: int, background: str, report: Callable[[dict[str, float]], None]) -> None:
     """Seconds per operation while `population` tasks are asleep."""
     park = Park("the benchmark")
@@ -172,4 +359,74 @@ async def scaling(population: int, background: str, report: Callable[[dict[str, 
                 "timeout around a sleep": await timed(naps),
             }
         )
+        nursery.cancel_scope.cancel()
+
+
+async def waiters(population: int, thing: str, report: Callable[[dict[str, float]], None]) -> None:
+    """Seconds per operation while `population` tasks wait for one `thing`: to let one go, and to cancel one.
+
+    Either way it waits again at once. Letting go is measured in rounds in which each has its turn; but for the channel,
+    where each value is a turn. Who is cancelled stands anywhere in the row.
+    """
+    event, lock, semaphore = kernel.Event(), kernel.Lock(), kernel.Semaphore(1)
+    send_channel, receive_channel = kernel.open_memory_channel[int](0)
+    scopes = [kernel.CancelScope()] * population
+
+    async def wait_event() -> None:
+        await event.wait()
+
+    async def set_event(n: int) -> None:
+        nonlocal event
+        for _ in range(n // population):
+            happened, event = event, kernel.Event()
+            happened.set()
+            await checkpoint()
+
+    async def use_lock() -> None:
+        await lock.acquire()
+        lock.release()
+
+    async def hand_lock(n: int) -> None:
+        for _ in range(n // (population + 1)):
+            lock.release()
+            await lock.acquire()  # when all the others have had it
+
+    async def use_semaphore() -> None:
+        await semaphore.acquire()
+        semaphore.release()
+
+    async def hand_semaphore(n: int) -> None:
+        for _ in range(n // (population + 1)):
+            semaphore.release()
+            await semaphore.acquire()
+
+    async def send(n: int) -> None:
+        for i in range(n):
+            await send_channel.send(i)
+            await checkpoint()  # sending alone does not let the receiver run
+
+    async def waiter(place: int, wait: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            with kernel.CancelScope() as scopes[place]:
+                while True:
+                    await wait()
+
+    async def cancel(n: int) -> None:
+        for place in Random(n).choices(range(population), k=n):
+            scopes[place].cancel()
+            await checkpoint()
+
+    wait, let_go, batch = {
+        "event": (wait_event, set_event, population),
+        "lock": (use_lock, hand_lock, population + 1),
+        "semaphore": (use_semaphore, hand_semaphore, population + 1),
+        "channel": (receive_channel.receive, send, 1),
+    }[thing]
+    await lock.acquire()
+    await semaphore.acquire()
+    async with kernel.open_nursery() as nursery:
+        for place in range(population):
+            nursery.start_soon(waiter, place, wait)
+        await kernel.sleep(0.1)
+        report({"let one go": await timed(let_go, batch), "cancel one": await timed(cancel)})
         nursery.cancel_scope.cancel()
