@@ -27,8 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from leftovers import idle_workers_leave, resource_tracker_leaves
 
 import kernel
+
+__all__ = ["idle_workers_leave", "resource_tracker_leaves"]
 
 ROOT = Path(__file__).parent.parent
 QUOTATION = "# from "
@@ -206,6 +209,7 @@ def test_the_pages_are_found() -> None:
     assert QUOTATIONS
 
 
+@pytest.mark.usefixtures("idle_workers_leave", "resource_tracker_leaves")
 @pytest.mark.parametrize(
     ("name", "index"), PROGRAMS, ids=[f"{name}:{PAGES[name].programs[i].line}" for name, i in PROGRAMS]
 )
