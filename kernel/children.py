@@ -20,7 +20,6 @@ Rules:
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Generator
 from math import inf
 from types import TracebackType
@@ -35,6 +34,7 @@ from .core.scopes import CancelScope
 from .core.task import Task, current_kernel, current_task, here, name_of
 from .core.traps import Operation, Trap, checkpoint, operation
 from .services import Services, wait_for_children
+from .sync import _Row
 
 if TYPE_CHECKING:
     from .core.loop import Kernel
@@ -48,32 +48,20 @@ class TaskCancelled(Exception):
     """Raised when joining a task that was cancelled: there is no result, and there will be none."""
 
 
-class _Joiners(Trap):
+class _Joiners(_Row, Trap):
     """Sleep until `task` has ended. It knows the task and not the handle, which knows it: there is no cycle."""
 
-    __slots__ = ("_row", "owner")
+    __slots__ = ("owner",)
 
     def __init__(self, task: Task) -> None:
+        super().__init__()
         self.owner = task  # for reports: whom the joiners wait for
-        self._row: OrderedDict[Task, None] = OrderedDict()
-
-    def arm(self, kernel: Kernel, task: Task) -> None:
-        self._row[task] = None
-
-    def abort(self, kernel: Kernel, task: Task) -> bool:
-        del self._row[task]
-        return True
 
     def wake(self, task: Task) -> None:
         """Called when `task`, the owner, has ended."""
         for joiner in self._row:
             current_kernel().wake(joiner)
         self._row.clear()
-
-    @property
-    def on(self) -> object:
-        """For reports."""
-        return self
 
     def __repr__(self) -> str:
         return f"<Join of {self.owner.name!r}>"

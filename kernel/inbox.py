@@ -232,6 +232,14 @@ class RunVar(Generic[T]):
                 return candidate
         raise LookupError(self)
 
+    def get_or_make(self, make: Callable[[], T]) -> T:
+        """The value in this run; if there is none, `make()`, which is the value from now on. Ignores the default."""
+        values = current_kernel("RunVar.get_or_make()").locals
+        if self not in values:
+            values[self] = make()
+        value: T = values[self]
+        return value
+
     def set(self, value: T) -> RunVarToken[T]:
         """Set the value for this run. What is returned undoes it: `reset(token)`."""
         values = current_kernel("RunVar.set()").locals

@@ -53,12 +53,7 @@ def current_default_process_limiter() -> CapacityLimiter:
     Raises RuntimeError outside the kernel.
     """
     current_kernel("current_default_process_limiter()")
-    try:
-        return _limiter.get()
-    except LookupError:
-        limiter = CapacityLimiter(os.cpu_count() or 1)
-        _limiter.set(limiter)
-        return limiter
+    return _limiter.get_or_make(lambda: CapacityLimiter(os.cpu_count() or 1))
 
 
 @operation
@@ -92,7 +87,7 @@ def run_sync(
     yield from limiter.acquire_on_behalf_of(borrower)
     try:
         job = pickle.dumps((sync_fn, args))
-        workers = _workers_of_this_run()
+        workers = _workers.get_or_make(_Workers)
         worker: _Worker = yield from workers.take()
         try:
             result = yield from worker.do(job, kill_on_cancel)
@@ -186,15 +181,6 @@ class _Context(SpawnContext):
     def Process(self, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
         self.process = SpawnProcess(**kwargs)
         return self.process
-
-
-def _workers_of_this_run() -> _Workers:
-    try:
-        return _workers.get()
-    except LookupError:
-        workers = _Workers()
-        _workers.set(workers)
-        return workers
 
 
 # ---- in the other process ---------------------------------------------------------------------------

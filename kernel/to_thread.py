@@ -31,12 +31,7 @@ def current_default_thread_limiter() -> CapacityLimiter:
     Raises RuntimeError outside the kernel.
     """
     current_kernel("current_default_thread_limiter()")
-    try:
-        return _limiter.get()
-    except LookupError:
-        limiter = CapacityLimiter(DEFAULT_LIMIT)
-        _limiter.set(limiter)
-        return limiter
+    return _limiter.get_or_make(lambda: CapacityLimiter(DEFAULT_LIMIT))
 
 
 @operation
