@@ -57,8 +57,7 @@ class ModelOfKqueue:
                 del self.filters[key]
             else:
                 assert change.flags in (FAKE_SELECT.KQ_EV_ADD | FAKE_SELECT.KQ_EV_ONESHOT, FAKE_SELECT.KQ_EV_ADD)
-                if change.flags == FAKE_SELECT.KQ_EV_ADD:
-                    self.lasting.add(key)
+                (self.lasting.add if change.flags == FAKE_SELECT.KQ_EV_ADD else self.lasting.discard)(key)
                 self.filters[key] = (file.st_dev, file.st_ino)
         events: list[Any] = []
         poll = select.poll()
@@ -1231,3 +1230,329 @@ def test_program_the_report_of_a_cancelled_wait_does_not_disturb_an_idle_kernel(
 
     kernel.run(main, poller=World())
     assert log == ["late", "real", "woken"]
+
+
+# ---- sockets of our own: watched once, for many waits --------------------------------------------------
+
+
+class Watched:
+    """A stand-in for one direction of a socket: what `watch` takes."""
+
+    def __init__(self, fd: int, direction: Any) -> None:
+        self.fd = fd
+        self.direction = direction
+        self.task: Any = None
+        self.poller: Any = None
+        self.misses = 0
+
+
+def wait_again(watch: Watched, task: str) -> None:
+    """What a socket does for a second wait: no call into the poller."""
+    assert watch.poller is not None
+    assert watch.task is None
+    watch.task = task
+
+
+@every_poller
+def test_a_watch_serves_many_waits_without_a_further_call(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    watch = Watched(pair[0].fileno(), READ)
+    poller.watch(watch, "reader")
+    assert (watch.task, watch.poller) == ("reader", poller)
+    assert list(poller.poll(0)) == []
+    for number in range(20):
+        pair[1].send(b"x")
+        assert list(poller.poll(1)) == ["reader"], number
+        assert watch.task is None
+        pair[0].recv(10)
+        wait_again(watch, "reader")
+        assert list(poller.poll(0)) == []
+
+
+@every_poller
+def test_both_directions_of_a_socket_are_watched_apart(poller: Any, pair: tuple[socket.socket, socket.socket]) -> None:
+    reader, writer = Watched(pair[0].fileno(), READ), Watched(pair[0].fileno(), WRITE)
+    poller.watch(reader, "reader")
+    poller.watch(writer, "writer")
+    assert list(poller.poll(0)) == ["writer"]
+    assert reader.task == "reader"
+    pair[1].send(b"x")
+    for _ in range(10):
+        done = list(poller.poll(0))
+        if done:
+            break
+    assert done == ["reader"]
+
+
+@every_poller
+def test_reports_that_nobody_waits_for_stop_after_a_few(poller: Any, pair: tuple[socket.socket, socket.socket]) -> None:
+    """Else a peer that sends to a task which does something else would keep the loop from sleeping."""
+    watch = Watched(pair[0].fileno(), READ)
+    poller.watch(watch, "reader")
+    pair[1].send(b"x")
+    assert list(poller.poll(1)) == ["reader"]
+    for _ in range(10):
+        assert list(poller.poll(0)) == []
+    assert watch.poller is None
+    assert not poller
+    poller.watch(watch, "reader")
+    assert list(poller.poll(1)) == ["reader"]
+
+
+@every_poller
+def test_a_report_for_nobody_ends_only_its_own_direction(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    reader, writer = Watched(pair[0].fileno(), READ), Watched(pair[0].fileno(), WRITE)
+    poller.watch(writer, "writer")
+    poller.watch(reader, "reader")
+    for _ in range(10):
+        list(poller.poll(0))
+    assert (writer.poller, reader.poller) == (None, poller)
+    pair[1].send(b"x")
+    assert list(poller.poll(1)) == ["reader"]
+
+
+@every_poller
+def test_a_hang_up_wakes_whoever_waits_and_then_is_silent(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    reader, writer = Watched(pair[0].fileno(), READ), Watched(pair[0].fileno(), WRITE)
+    pair[0].send(bytes(10))
+    poller.watch(reader, "reader")
+    pair[1].close()
+    assert list(poller.poll(1)) == ["reader"]
+    poller.watch(writer, "writer")
+    assert list(poller.poll(1)) == ["writer"]
+    for _ in range(20):
+        list(poller.poll(0))
+    assert (reader.poller, writer.poller) == (None, None)
+
+
+@every_poller
+def test_a_wait_that_was_given_up_is_not_reported(poller: Any, pair: tuple[socket.socket, socket.socket]) -> None:
+    watch = Watched(pair[0].fileno(), READ)
+    poller.watch(watch, "reader")
+    assert len(poller) == 1
+    assert poller
+    watch.task = None
+    assert len(poller) == 0
+    assert not poller
+    pair[1].send(b"x")
+    assert list(poller.poll(0)) == []
+
+
+@every_poller
+def test_forget_returns_who_waits_and_nothing_stays(poller: Any, pair: tuple[socket.socket, socket.socket]) -> None:
+    reader, writer = Watched(pair[0].fileno(), READ), Watched(pair[0].fileno(), WRITE)
+    pair[0].setblocking(False)
+    poller.watch(writer, "writer")
+    poller.watch(reader, "reader")
+    assert poller.forget(pair[0].fileno()) == ["reader", "writer"]
+    assert (reader.task, reader.poller, writer.task, writer.poller) == (None, None, None, None)
+    pair[1].send(b"x")
+    assert list(poller.poll(0)) == []
+    assert poller.forget(pair[0].fileno()) == []
+
+
+@every_poller
+def test_after_forget_a_duplicate_that_stays_open_is_not_reported(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    duplicate = pair[0].dup()
+    watch = Watched(pair[0].fileno(), READ)
+    poller.watch(watch, "reader")
+    poller.forget(pair[0].fileno())
+    pair[0].close()
+    pair[1].send(b"x")
+    assert list(poller.poll(0)) == []
+    duplicate.close()
+
+
+@every_poller
+def test_a_number_that_was_reused_is_really_watched_again(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    fd = pair[0].fileno()
+    poller.watch(Watched(fd, READ), "first")
+    poller.forget(fd)
+    other, far = socket.socketpair()
+    os.dup2(other.fileno(), fd)
+    poller.watch(Watched(fd, READ), "second")
+    far.send(b"x")
+    assert list(poller.poll(1)) == ["second"]
+    other.close()
+    far.close()
+
+
+@every_poller
+def test_waiting_for_a_watched_socket_by_its_number_works_and_so_does_the_next_watch(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    fd = pair[0].fileno()
+    reader = Watched(fd, READ)
+    poller.watch(reader, "reader")
+    poller.arm(fd, WRITE, "writer by number")
+    assert reader.poller is None
+    with pytest.raises(kernel.BusyResourceError):
+        poller.arm(fd, READ, "another reader")
+    assert list(poller.poll(1)) == ["writer by number"]
+    assert len(poller) == 1
+    pair[1].send(b"x")
+    assert list(poller.poll(1)) == ["reader"]
+    poller.watch(reader, "reader")
+    assert poller._watched[pair[0].fileno()][READ] is reader
+    assert list(poller.poll(1)) == ["reader"]
+
+
+@every_poller
+def test_a_watch_beside_a_wait_by_number_is_a_wait_by_number(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    fd = pair[0].fileno()
+    reader, writer = Watched(fd, READ), Watched(fd, WRITE)
+    poller.arm(fd, READ, "reader by number")
+    with pytest.raises(kernel.BusyResourceError):
+        poller.watch(reader, "reader")
+    poller.watch(writer, "writer")
+    assert (writer.task, writer.poller) == (None, None)
+    assert list(poller.poll(1)) == ["writer"]
+    assert poller.forget(fd) == ["reader by number"]
+
+
+@every_poller
+def test_watching_a_closed_number_fails_and_changes_nothing(poller: Any) -> None:
+    fd = os.dup(0)
+    os.close(fd)
+    watch = Watched(fd, READ)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        poller.watch(watch, "reader")
+    assert (watch.task, watch.poller, len(poller)) == (None, None, 0)
+
+
+@every_poller
+def test_a_poller_that_is_closed_lets_go_of_what_it_watched(
+    kind: str, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    poller = POLLERS[kind]()
+    watch = Watched(pair[0].fileno(), READ)
+    poller.watch(watch, "reader")
+    poller.close()
+    assert watch.poller is None
+
+
+def test_no_more_is_reported_at_a_time_than_the_loop_runs_before_it_asks_again() -> None:
+    poller = default_poller()
+    pairs = [socket.socketpair() for _ in range(200)]
+    watches = [Watched(a.fileno(), READ) for a, _ in pairs]
+    for number, watch in enumerate(watches):
+        poller.watch(watch, number)  # type: ignore[attr-defined]
+    for _, b in pairs:
+        b.send(b"x")
+    seen: list[Any] = []
+    for _ in range(4):
+        done = list(poller.poll(0))
+        assert len(done) <= 61
+        seen += done
+    assert sorted(seen) == list(range(200))  # those that were reported before come last, so the others are not starved
+    poller.close()
+    for a, b in pairs:
+        a.close()
+        b.close()
+
+
+@every_poller
+def test_a_watch_can_be_moved_to_another_poller_while_somebody_waits_in_the_other_direction(
+    kind: str, poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    reader, writer = Watched(pair[0].fileno(), READ), Watched(pair[0].fileno(), WRITE)
+    poller.watch(reader, "reader")
+    poller.watch(writer, "writer")
+    assert list(poller.poll(0)) == ["writer"]
+    poller.unwatch(writer)
+    assert (reader.poller, writer.poller) == (poller, None)
+    elsewhere = POLLERS[kind]()
+    elsewhere.watch(writer, "writer")
+    assert list(elsewhere.poll(0)) == ["writer"]
+    pair[1].send(b"x")
+    assert list(poller.poll(1)) == ["reader"]
+    late = Watched(pair[0].fileno(), READ)  # of a socket that was closed by other means, and whose number was reused
+    poller.unwatch(late)
+    assert poller._watched[pair[0].fileno()][READ] is reader
+    poller.unwatch(reader)
+    poller.unwatch(reader)
+    assert not poller._watched
+    elsewhere.close()
+
+
+@every_poller
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_watched_number_that_was_closed_by_other_means_breaks_nothing(
+    poller: Any, pair: tuple[socket.socket, socket.socket], alive: bool
+) -> None:
+    duplicate = pair[0].dup() if alive else None
+    watch = Watched(pair[0].fileno(), READ)
+    poller.watch(watch, "reader")
+    watch.task = None
+    pair[1].send(b"x")
+    pair[0].close()
+    for _ in range(10):
+        assert list(poller.poll(0)) == []
+    assert not poller
+    if duplicate is not None:
+        duplicate.close()
+
+
+@every_poller
+def test_a_watched_number_that_is_another_files_by_now_is_really_watched(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    fd = pair[0].fileno()
+    poller.watch(Watched(fd, READ), "old")
+    other, far = socket.socketpair()
+    os.dup2(other.fileno(), fd)
+    poller.watch(Watched(fd, READ), "new")
+    far.send(b"x")
+    assert list(poller.poll(1)) == ["new"]
+    other.close()
+    far.close()
+
+
+@every_poller
+def test_nobody_waits_any_more_in_a_poller_that_is_closed(kind: str, pair: tuple[socket.socket, socket.socket]) -> None:
+    """Else the socket would be busy for ever, as after a fork, in the child."""
+    poller = POLLERS[kind]()
+    watch = Watched(pair[0].fileno(), READ)
+    poller.watch(watch, "reader")
+    poller.close()
+    assert watch.task is None
+
+
+@every_poller
+def test_a_socket_that_is_collected_while_the_waits_are_counted_breaks_nothing(
+    poller: Any, pair: tuple[socket.socket, socket.socket], other_pair: tuple[socket.socket, socket.socket]
+) -> None:
+    class Collecting(Watched):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "task":
+                poller.forget(other_pair[0].fileno())
+            return super().__getattribute__(name)
+
+    for count in (len, bool):
+        watch = Collecting(pair[0].fileno(), READ)
+        poller.watch(watch, None)
+        poller.watch(Watched(other_pair[0].fileno(), READ), None)
+        assert not count(poller)
+        poller.forget(pair[0].fileno())
+
+
+@every_poller
+def test_taking_back_a_wait_that_was_forgotten_meanwhile_does_nothing(
+    poller: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """Another thread may have closed the file, and its word for whoever waits is still on its way."""
+    poller.arm(pair[0].fileno(), READ, "reader")
+    assert poller.forget(pair[0].fileno()) == ["reader"]
+    poller.disarm(pair[0].fileno(), READ)
+    assert not poller

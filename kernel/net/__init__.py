@@ -1,0 +1,1 @@
+"""The network: names, sockets, streams over them, TLS, and servers. `kernel` and `kernel.socket` are the doors."""
