@@ -10,23 +10,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .core.errors import Cancelled, EndOfChannel
 from .core.ports import Clock
 from .core.task import Task
 from .core.traps import Trap
 
+if TYPE_CHECKING:
+    from .net.sockets import SocketType
+
 __all__ = [
     "AsyncResource",
     "Clock",
     "HalfCloseableStream",
+    "HostnameResolver",
     "Instrument",
     "Listener",
     "ReceiveChannel",
     "ReceiveStream",
     "SendChannel",
     "SendStream",
+    "SocketFactory",
     "Stream",
 ]
 
@@ -193,6 +198,41 @@ class Listener(AsyncResource, Generic[StreamType]):
             ClosedResourceError: the listener is closed, or was closed by another task meanwhile.
             BusyResourceError: another task is waiting, and this listener cannot do with two.
         """
+
+
+class HostnameResolver(ABC):
+    """Who turns names into addresses. Put one in place with `kernel.socket.set_custom_hostname_resolver`.
+
+    Arguments and results are those of the functions of the same names in the standard library's `socket`. Numeric
+    addresses do not get here: they need nobody's help.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def getaddrinfo(
+        self, host: bytes | None, port: bytes | str | int | None, family: int = 0, type: int = 0, proto: int = 0,
+        flags: int = 0,
+    ) -> Awaitable[list[tuple[int, int, int, str, tuple[Any, ...]]]]:  # fmt: skip
+        """The addresses of `host`, which is ASCII: other names have been encoded according to IDNA 2008.
+
+        Raises:
+            OSError: `socket.gaierror`, there is none.
+        """
+
+    @abstractmethod
+    def getnameinfo(self, sockaddr: tuple[Any, ...], flags: int) -> Awaitable[tuple[str, str]]:
+        """The names of a host and a service. Raises `socket.gaierror`, an OSError, when that fails."""
+
+
+class SocketFactory(ABC):
+    """Who makes sockets. Put one in place with `kernel.socket.set_custom_socket_factory`."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def socket(self, family: int, type: int, proto: int) -> SocketType:
+        """A new socket, derived from `kernel.socket.SocketType`; or raise an OSError if there can't be one."""
 
 
 class Instrument:
