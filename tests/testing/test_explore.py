@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import AsyncGenerator
 
 import pytest
 
 import kernel
-from kernel.lowlevel import ParkingLot, checkpoint
-from kernel.testing import InvariantError, ScheduleFailure, TooManySteps, explore, replay, wait_all_tasks_blocked
+from kernel.lowlevel import ParkingLot, checkpoint, consume_budget
+from kernel.testing import (
+    InvariantError,
+    LeakError,
+    ScheduleFailure,
+    TooManySteps,
+    explore,
+    replay,
+    wait_all_tasks_blocked,
+)
 
 
 async def nothing() -> None:
@@ -78,7 +87,7 @@ def test_all_orders_of_seven_tasks_are_tried_each_once() -> None:
 
 
 def test_a_program_without_choices_has_one_schedule() -> None:
-    assert str(explore(nothing)) == "all 1 schedules hold"
+    assert str(explore(nothing)) == "the only schedule holds"
 
 
 def test_a_bound_is_kept_and_then_nothing_is_claimed_of_the_rest() -> None:
@@ -333,9 +342,208 @@ def test_an_unknown_strategy_is_an_error() -> None:
         explore(nothing, strategy="guess")  # type: ignore[arg-type]
 
 
+def test_what_is_no_async_function_is_refused_and_leaves_nothing() -> None:
+    with pytest.raises(ScheduleFailure, match="wants an async function"):
+        explore(lambda: None)  # type: ignore[arg-type, return-value]
+    assert explore(nothing).complete
+
+
 def test_exploring_inside_a_run_is_an_error() -> None:
     async def main() -> None:
         with pytest.raises(ScheduleFailure, match="inside a kernel that is running"):
             explore(nothing)
 
     kernel.run(main)
+
+
+# ---- budgets ----------------------------------------------------------------------------------------
+
+
+def test_a_task_that_never_blocks_yields_in_the_end_as_in_an_ordinary_run() -> None:
+    """Otherwise it would run for ever, in one step."""
+
+    async def program() -> None:
+        done = False
+
+        async def other() -> None:
+            nonlocal done
+            done = True
+
+        async with kernel.open_nursery() as nursery:
+            nursery.start_soon(other)
+            while not done:
+                await consume_budget()
+
+    assert explore(program, schedules=100).schedules == 100
+
+
+def test_the_budget_of_a_run_is_not_what_the_one_before_has_left() -> None:
+    """One operation in each of 240 runs, always in the same step."""
+
+    async def program() -> None:
+        event = kernel.Event()
+        event.set()
+        await event.wait()
+        async with kernel.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(nothing)
+
+    assert explore(program).schedules == 240
+
+
+# ---- what comes from outside the tasks --------------------------------------------------------------
+
+
+def test_a_call_from_outside_comes_between_any_two_steps() -> None:
+    """In an ordinary run it comes at the end of a pass, which has up to 61 steps."""
+    seen = set()
+
+    async def program() -> None:
+        log: list[str] = []
+
+        async def child() -> None:
+            log.append("first")
+            await checkpoint()
+            log.append("second")
+
+        async with kernel.open_nursery() as nursery:
+            nursery.start_soon(child)
+            kernel.lowlevel.current_kernel_token().run_sync_soon(log.append, "call")
+        seen.add(" ".join(log))
+
+    assert explore(program).complete
+    assert seen == {"call first second", "first call second", "first second call", "first second"}  # or it was too late
+
+
+def test_such_a_call_is_made_in_no_task() -> None:
+    seen: set[bool] = set()
+
+    async def program() -> None:
+        kernel.lowlevel.current_kernel_token().run_sync_soon(lambda: seen.add(kernel.lowlevel.in_kernel_task()))
+        await checkpoint()
+
+    assert explore(program).complete
+    assert seen == {False}
+
+
+def test_two_deadlines_may_pass_with_no_step_in_between() -> None:
+    """What waited for the first one has no time left then, though it had a second."""
+    seen = set()
+
+    async def program() -> None:
+        with kernel.move_on_after(2) as scope:
+            await kernel.sleep(1)
+            await checkpoint()
+        seen.add(scope.cancelled_caught)
+
+    assert explore(program).complete
+    assert seen == {False}
+    assert explore(program, deadlines="any time").complete
+    assert seen == {False, True}
+
+
+# ---- at the end of a run ----------------------------------------------------------------------------
+
+
+def test_a_check_is_made_when_the_run_is_over() -> None:
+    log: list[str] = []
+
+    async def program() -> None:
+        log[:] = ["begun"]
+        await checkpoint()
+        log.append("ended")
+
+    assert explore(program, check=lambda: log == ["begun", "ended"]).complete
+    with pytest.raises(ScheduleFailure) as info:
+        explore(program, check=lambda: len(log) == 1)
+    assert isinstance(info.value.error, InvariantError)
+
+
+def test_an_async_generator_that_is_left_open_is_a_failure() -> None:
+    """Here in one of the orders: if somebody else is quicker, nobody finishes it."""
+
+    async def numbers() -> AsyncGenerator[int, None]:
+        yield 1
+        yield 2
+
+    async def program() -> None:
+        source = numbers()
+        left = 2
+
+        async def take() -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                await checkpoint()
+                assert await anext(source) == 1
+            else:
+                await source.aclose()
+
+        async with kernel.open_nursery() as nursery:
+            nursery.start_soon(take)
+            nursery.start_soon(take)
+
+    async def careless() -> None:
+        await anext(numbers())
+
+    with pytest.raises(ScheduleFailure, match="is not at its end") as info:
+        explore(careless)
+    assert isinstance(info.value.error, LeakError)
+    assert explore(careless, may_leak=True).complete
+    with pytest.raises(ScheduleFailure):
+        explore(program)
+
+
+def test_a_program_that_sleeps_for_ever_is_a_failure() -> None:
+    async def program() -> None:
+        await kernel.sleep_forever()
+
+    with pytest.raises(ScheduleFailure, match="its tasks sleep") as info:
+        explore(program)
+    assert isinstance(info.value.error, TooManySteps)
+
+
+def test_a_group_of_errors_is_told_with_what_is_in_it() -> None:
+    async def program() -> None:
+        async def fail(how: type[Exception]) -> None:
+            raise how("so it is")
+
+        async with kernel.open_nursery() as nursery:
+            nursery.start_soon(fail, KeyError)
+            nursery.start_soon(fail, OSError)
+
+    with pytest.raises(ScheduleFailure, match=r"(?s)ExceptionGroup of\n  KeyError: 'so it is'\n  OSError: so it is"):
+        explore(program)
+
+
+# ---- PCT --------------------------------------------------------------------------------------------
+
+
+def test_pct_finds_a_bug_of_depth_two_as_often_as_the_paper_promises() -> None:
+    """Two orders must come together: ann's second step before ben's first, which is before her third. n = 3 tasks."""
+
+    async def program() -> None:
+        state = 0
+
+        async def ann() -> None:
+            nonlocal state
+            for _ in range(4):
+                await checkpoint()
+            state = 1
+            await checkpoint()
+            state = 2
+
+        async def ben() -> None:
+            assert state != 1
+
+        async with kernel.open_nursery() as nursery:
+            nursery.start_soon(ann)
+            nursery.start_soon(ben)
+
+    found, steps = 0, 9
+    for seed in range(600):
+        try:
+            explore(program, strategy="pct", depth=2, schedules=2, seed=seed)
+        except ScheduleFailure as failure:
+            found += failure.schedules == 2  # the first is first come, first served
+    assert found / 600 >= 1 / (3 * steps)

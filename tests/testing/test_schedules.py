@@ -69,3 +69,27 @@ def test_pct_runs_the_highest_priority_and_drops_it_at_the_chosen_steps() -> Non
     picks = [schedule.pick("abc") for _ in range(12)]
     assert sum(a != b for a, b in pairwise(picks)) <= 1  # one change point, somewhere
     assert schedule.made == picks
+
+
+def test_pct_ranks_those_who_have_dropped_by_when_they_did() -> None:
+    schedule = PCT(1, depth=3, steps=2)
+    schedule._changes = {0, 1}
+    tasks = ["a", "b", "c"]
+    winner = tasks[schedule.pick(tasks)]  # the highest has dropped, so this is the second
+    last = tasks[schedule.pick(tasks)]  # and so has this one
+    first = next(task for task in tasks if task not in (winner, last))
+    two = [winner, first]
+    assert two[schedule.pick(two)] == first
+
+
+def test_random_cancels_at_one_place_in_so_many() -> None:
+    schedule = Random(0, places=10)
+    made = [schedule.cancel(3) for _ in range(1000)]
+    assert 50 < sum(choice > 0 for choice in made) < 200
+    assert set(made) == {0, 1, 2}
+
+
+def test_a_recorded_cancellation_is_at_its_place_and_of_whom_there_is() -> None:
+    schedule = Recorded((), place=2, who=3)
+    assert [schedule.cancel(5), schedule.cancel(3), schedule.cancel(5)] == [0, 2, 0]
+    assert schedule.present == 2
