@@ -56,8 +56,10 @@ class Services(Nursery):
 
     def launch(self, async_fn: AsyncFn, args: tuple[Any, ...], name: object) -> None:
         """Start a service."""
-        coro: Any = self._serve(_Shelter(shield=True), call_async(async_fn, args, "nursery.start_service_soon"))
+        shelter = _Shelter(shield=True)
+        coro: Any = self._serve(shelter, call_async(async_fn, args, "nursery.start_service_soon"))
         self._spawn(coro, name_of(name or async_fn))
+        self._shelters[shelter] = None  # already: those before it must outlast it, even while it has not begun
 
     @operation
     def bring_up(self, async_fn: AsyncFn, args: tuple[Any, ...], name: object) -> Generator[Any, Any, Any]:

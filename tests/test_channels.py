@@ -31,7 +31,8 @@ from kernel import (
 )
 from kernel.abc import AsyncResource, ReceiveChannel, SendChannel
 from kernel.channels import MemoryChannelStatistics, ThreadReceiveChannel, ThreadSendChannel
-from kernel.lowlevel import current_task
+from kernel.core.loop import BUDGET
+from kernel.lowlevel import consume_budget, current_task
 from kernel.testing import MockClock, wait_all_tasks_blocked
 
 Main = Callable[[], Awaitable[Any]]
@@ -1363,6 +1364,24 @@ def test_safe_channel_runs_the_generator_only_while_somebody_waits() -> None:
     run(main)
     assert numbers.__name__ == "numbers"
     assert log == ["begin", "make 0", "one", "make 2", "end", "close"]
+
+
+def test_safe_channel_makes_a_value_for_a_receiver_whose_budget_was_used_up() -> None:
+    """It asks, and lets the others run before it waits: the generator must not look in between and find nobody."""
+
+    @kernel.as_safe_channel
+    async def numbers() -> AsyncGenerator[int, None]:
+        yield 1
+        yield 2
+
+    async def main() -> None:
+        async with numbers() as receive_channel:
+            assert await receive_channel.receive() == 1
+            for _ in range(BUDGET):
+                await consume_budget()
+            assert await receive_channel.receive() == 2
+
+    run(main)
 
 
 def test_safe_channel_left_early_closes_the_generator_before_the_block_ends() -> None:

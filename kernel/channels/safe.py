@@ -21,21 +21,25 @@ only while somebody waits in `receive`, so it is never ahead of its consumer.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
 from math import inf
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..abc import ReceiveChannel
 from ..core.errors import BrokenResourceError, Cancelled
 from ..core.nursery import Nursery
 from ..core.scopes import CancelScope
-from ..core.task import current_kernel, current_task, name_of
-from ..core.traps import operation
+from ..core.task import Task, current_kernel, current_task, name_of
+from ..core.traps import Operation
 from ..parking import ParkingLot
 from .ends import ReceiveEnd
-from .memory import MemoryReceiveChannel, MemorySendChannel, open_memory_channel
+from .memory import MemoryReceiveChannel, MemorySendChannel, State
+
+if TYPE_CHECKING:
+    from ..core.loop import Kernel
 
 __all__ = ["as_safe_channel"]
 
@@ -43,25 +47,40 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _SafeReceiveChannel(ReceiveEnd[T]):
-    """What `async with` gives: a receive channel that lets the generator run while somebody waits for a value."""
+class _Source(MemoryReceiveChannel[T]):
+    """Lets the generator run when somebody sleeps here. Sooner would be too soon: it would find nobody in the row."""
 
-    __slots__ = ("_channel", "_demand")
+    __slots__ = ("_demand",)
 
-    def __init__(self, channel: MemoryReceiveChannel[T], demand: ParkingLot) -> None:
-        self._closed = False
-        self._channel = channel
+    def __init__(self, state: State[T], demand: ParkingLot) -> None:
+        super().__init__(state)
         self._demand = demand
 
-    @operation
-    def receive(self) -> Generator[Any, Any, T]:
+    def arm(self, kernel: Kernel, task: Task) -> None:
+        """Of the trap: the task sleeps until it is handed a value, and the generator is to make one."""
+        super().arm(kernel, task)
         self._demand.unpark_all()
-        return (yield from self._channel.receive())
+
+    def close(self) -> None:
+        super().close()
+        self._demand.unpark_all()
+
+
+class _SafeReceiveChannel(ReceiveEnd[T]):
+    """What `async with` gives: a receive channel, and nothing else that a `_Source` could do."""
+
+    __slots__ = ("_source",)
+
+    def __init__(self, source: _Source[T]) -> None:
+        self._closed = False
+        self._source = source
+
+    def receive(self) -> Operation[T]:
+        return self._source.receive()
 
     def close(self) -> None:
         self._closed = True
-        self._channel.close()
-        self._demand.unpark_all()
+        self._source.close()
 
 
 def as_safe_channel(
@@ -79,12 +98,13 @@ def as_safe_channel(
         generator = fn(*args, **kwargs)
         if not isinstance(generator, AsyncGenerator):
             raise TypeError(f"as_safe_channel wants an async generator function, and {name_of(fn)} is none")
-        send_channel, receive_channel = open_memory_channel[T](inf)
-        demand = ParkingLot(receive_channel)
+        state: State[T] = State(inf, deque())
+        demand = ParkingLot("somebody who wants a value")
+        send_channel, source = MemorySendChannel[T](state), _Source(state, demand)
         # Bare: the nursery is ours, and a lone error shall not come in a group.
         async with Nursery(current_kernel(), current_task(), bare=True) as nursery:
             nursery.start_soon(_run, generator, send_channel, demand, nursery.cancel_scope, name=name_of(fn))
-            with _SafeReceiveChannel(receive_channel, demand) as channel:
+            with _SafeReceiveChannel(source) as channel:
                 yield channel
             nursery.cancel_scope.cancel("the block around the channel was left")
 
