@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
-import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,8 +12,8 @@ import pytest
 
 import kernel
 from kernel.core.task import Task, here
+from kernel.integrations.leftovers import describe, look, wait_until_gone
 from kernel.testing import MockClock
-from kernel.threads import cache
 
 _told: weakref.WeakSet[Task] = weakref.WeakSet()
 """Tasks that a test has failed for already: the tests after it are not to blame."""
@@ -28,31 +25,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def _open_fds() -> set[str]:
-    """Those of worker threads do not count: if the worker may live, so may its bell."""
-    return set(os.listdir("/proc/self/fd")) - set(map(str, cache._eventfds)) if sys.platform == "linux" else set()
-
-
-def _threads() -> set[threading.Thread]:
-    """All but the workers that have nothing to do and wait for the next job."""
-    return set(threading.enumerate()) - {worker.thread for worker in list(cache._idle)}
-
-
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves a file descriptor, a thread, a child process, a running kernel or an unfinished task."""
-    fds, threads = _open_fds(), _threads()
+    before = look(("fds", "threads"))  # of child processes there must be none at all
     yield
     gc.collect()
     assert here.kernel is None, "a kernel is still running"
-    for thread in _threads() - threads:
-        thread.join(timeout=1.0)  # a worker that is just going, or about to be idle
-    assert _threads() <= threads, f"threads were left running: {_threads() - threads}"
-    for _ in range(100):
-        if len(_open_fds()) <= len(fds):
-            break
-        time.sleep(0.01)  # a worker that is going has taken its bell off the list, and closes it now
-    assert len(_open_fds()) <= len(fds), f"file descriptors were left open: {sorted(_open_fds() - fds)}"
+    left = wait_until_gone(before)
+    assert not left, f"the test has left behind: {describe(left)}"
     everything = gc.get_objects()
     unfinished = [thing for thing in everything if type(thing) is Task and thing.outcome is None]
     if len(everything) > 20_000:  # something large was imported: out of view with it, as in pytest_collection_finish
@@ -61,7 +42,7 @@ def _nothing_left_behind() -> Iterator[None]:
     fresh = [task for task in unfinished if task not in _told]
     _told.update(fresh)
     assert not fresh, f"tasks were left unfinished: {fresh}"
-    with pytest.raises(ChildProcessError):
+    with pytest.raises(ChildProcessError):  # where there is no /proc, nobody else has looked
         os.waitpid(-1, os.WNOHANG)
 
 

@@ -1,0 +1,1 @@
+"""The kernel among other tools: what makes it work with programs that know nothing of it."""
