@@ -333,6 +333,72 @@ def without_reason(output: str) -> str:
     )
 
 
+TLS_CLIENT = """\
+As it should be
+  TLSv1.3, certified for localhost
+  the whole answer: Rye, walnut, and the loaf of the day.
+Is this the bank?
+  refused: Hostname mismatch, certificate is not valid for 'bank.example'.
+Who says that this is the bakery?
+  refused: unable to get local issuer certificate
+Cut off
+  TLSv1.3, certified for localhost
+  not to be relied on, as there was no goodbye: Rye, walnut, and
+"""
+
+ECHO_STREAMS = """\
+ada: hello from ada
+bob: hello from bob
+cyd: hello from cyd
+"""
+
+HTTP_SERVER = """\
+GET /: 200 OK, b'hello\\n'
+POST /upper: 200 OK, b'SHOUT'
+GET /nowhere: 404 Not Found, b'there is no such thing\\n'
+DELETE /: 405 Method Not Allowed, b'not in this way\\n'
+nonsense: HTTP/1.1 400 Bad Request
+the server has ended
+GET /slow, while the server ends: b'at last\\n'
+"""
+
+
+CHAT = """\
+Two guests
+  ann hears  * ben comes in
+  ann hears  ann: good evening
+  ben hears  ann: good evening
+  ann hears  ben: must go
+  ben hears  ben: must go
+  ann hears  * ben has left
+One who does not listen
+  ann hears  * cyd comes in
+  ann hears all she has said: True
+  cyd hears less: True
+  cyd hears  * you were too slow, and have missed something
+The end
+  ann hears  * closing time
+  cyd hears  * closing time
+"""
+
+PORT_FORWARDER = """\
+digest: 16 MiB through the forwarder
+  the answer came after the end: True
+echo: 16 MiB through the forwarder
+  they came back at the same time, intact: True
+nobody at the other end
+forwarder: ConnectionRefusedError
+client: b''
+"""
+
+SERVER_ALL_CORES = """\
+each process has answered: True
+work has begun
+it was finished all the same: True
+all have ended well: True
+"""
+
+
 def without_addresses_and_lines(output: str) -> str:
     output = re.sub(r"0x[0-9a-f]+", "0x...", output)
     return re.sub(r"\S*examples/(\w+\.py):\d+", r"examples/\1", output)
@@ -361,9 +427,15 @@ EXPECTED: dict[str, tuple[str, Callable[[str], str]]] = {
     "cpu_map.py": (CPU_MAP, unchanged),
     "hash_files.py": (HASH_FILES, unchanged),
     "supervisor.py": (SUPERVISOR, unchanged),
+    "echo_streams.py": (ECHO_STREAMS, unchanged),
+    "tls_client.py": (TLS_CLIENT, unchanged),
+    "http_server.py": (HTTP_SERVER, unchanged),
+    "chat.py": (CHAT, unchanged),
+    "port_forwarder.py": (PORT_FORWARDER, unchanged),
+    "server_all_cores.py": (SERVER_ALL_CORES, unchanged),
 }
 
-NEEDS = {"hash_files.py": "rich"}
+NEEDS = {"hash_files.py": "rich", "http_server.py": "h11", "tls_client.py": "trustme"}
 """What an example needs that the test extra does not bring. Without it the test is skipped; .ci/run installs it."""
 
 
