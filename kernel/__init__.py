@@ -4,6 +4,11 @@ The names stand in the order in which a program meets them. `kernel.lowlevel` is
 `kernel.testing` for tests. Start with docs/index.md.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 # isort: off
 
 # Running a program.
@@ -57,7 +62,22 @@ from .channels import (
 from .process import Process, run_process
 from .threads.executors import run_in, wait_future
 
-# Byte streams.
+# Byte streams and servers.
+from .buffered import BufferedReceiveStream, BufferedStream, IncompleteReadError, ItemTooLongError, TextReceiveStream
+from .net.serving import TimeoutStream, serve_listeners
+from .net.streams import SocketListener, SocketStream
+from .net.tcp import open_tcp_listeners, open_tcp_stream, serve_tcp
+from .net.udp import UDPSocket, open_udp_socket
+from .net.unix import (
+    PeerCredentials,
+    UnixListener,
+    open_unix_listener,
+    open_unix_socket,
+    peer_credentials,
+    receive_fds,
+    send_fds,
+    serve_unix,
+)
 from .streams import StapledStream, aclose_forcefully
 
 # Signals, files, dates.
@@ -71,13 +91,32 @@ from .tracing.tree import dump_on_signal, dump_tasks
 from .tracing.watchdog import Watchdog
 
 # In reach without an import of their own.
-from . import abc, from_thread, lowlevel, testing, to_process, to_thread
+from . import abc, from_thread, lowlevel, socket, to_thread
 
-__version__ = "0.2.0"
+# Imported when somebody first asks for them. Few programs do, and together they are a quarter of the import.
+if TYPE_CHECKING:
+    from . import testing, to_process
+    from .net.ssl_over_tcp import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream, serve_ssl_over_tcp
+    from .net.tls import NeedHandshakeError, SSLListener, SSLStream
+
+_LATER = {
+    "testing": ".testing",
+    "to_process": ".to_process",
+    "NeedHandshakeError": ".net.tls",
+    "SSLListener": ".net.tls",
+    "SSLStream": ".net.tls",
+    "open_ssl_over_tcp_listeners": ".net.ssl_over_tcp",
+    "open_ssl_over_tcp_stream": ".net.ssl_over_tcp",
+    "serve_ssl_over_tcp": ".net.ssl_over_tcp",
+}
+
+__version__ = "0.3.0"
 
 __all__ = [
     "Barrier",
     "BrokenResourceError",
+    "BufferedReceiveStream",
+    "BufferedStream",
     "BusyResourceError",
     "CancelScope",
     "Cancelled",
@@ -87,25 +126,37 @@ __all__ = [
     "Deadlock",
     "EndOfChannel",
     "Event",
+    "IncompleteReadError",
+    "ItemTooLongError",
     "Kernel",
     "KernelInternalError",
     "LaggedError",
     "Lock",
     "MemoryReceiveChannel",
     "MemorySendChannel",
+    "NeedHandshakeError",
     "Nursery",
     "Path",
+    "PeerCredentials",
     "PosixPath",
     "Process",
     "RunFinishedError",
+    "SSLListener",
+    "SSLStream",
     "Semaphore",
+    "SocketListener",
+    "SocketStream",
     "StapledStream",
     "StrictFIFOLock",
     "TASK_STATUS_IGNORED",
     "TaskCancelled",
     "TaskHandle",
     "TaskStatus",
+    "TextReceiveStream",
+    "TimeoutStream",
     "TooSlowError",
+    "UDPSocket",
+    "UnixListener",
     "Watchdog",
     "WindowsPath",
     "WouldBlock",
@@ -133,15 +184,30 @@ __all__ = [
     "open_nursery",
     "open_priority_channel",
     "open_signal_receiver",
+    "open_ssl_over_tcp_listeners",
+    "open_ssl_over_tcp_stream",
+    "open_tcp_listeners",
+    "open_tcp_stream",
+    "open_udp_socket",
+    "open_unix_listener",
+    "open_unix_socket",
+    "peer_credentials",
     "race",
     "raise_single",
+    "receive_fds",
     "run",
     "run_in",
     "run_process",
+    "send_fds",
+    "serve_listeners",
+    "serve_ssl_over_tcp",
+    "serve_tcp",
+    "serve_unix",
     "sleep",
     "sleep_forever",
     "sleep_until",
     "sleep_until_wallclock",
+    "socket",
     "temporary_directory",
     "temporary_file",
     "testing",
@@ -152,3 +218,11 @@ __all__ = [
     "within",
     "wrap_file",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_LATER[name], __name__)
+    globals()[name] = thing = getattr(module, name, module)
+    return thing

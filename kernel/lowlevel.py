@@ -36,6 +36,7 @@ from .inbox import (
     spawn_system_task,
 )
 from .interrupts import currently_ki_protected, disable_ki_protection, enable_ki_protection
+from .net.resolve import encode_hostname
 from .parking import ParkingLot, ParkingLotStatistics, add_parking_lot_breaker, remove_parking_lot_breaker
 from .process import open_process
 from .rescheduling import (
@@ -87,6 +88,7 @@ __all__ = [
     "currently_ki_protected",
     "disable_ki_protection",
     "enable_ki_protection",
+    "encode_hostname",
     "format_task_tree",
     "in_kernel_run",
     "in_kernel_task",
